@@ -1,0 +1,34 @@
+# Each target works on a fresh clone: .venv is made when it is missing or its requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+## demo: the default study (generated CT phantoms, CPU, offline), then its table
+demo: $(READY)
+	$(BIN)/snakemake --cores all
+	@cat results/tables/phantom/results.md
+	@echo "Files:" && ls results/tables/phantom/*.csv results/tables/phantom/*.md results/tables/phantom/*.tex
+
+## test: linters, type checks, then all tests
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+## lint: style, types, and Snakemake's own advice
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --lint
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+## clean: remove what the study made; data and environment stay
+clean:
+	rm -rf results/*/ logs benchmarks .snakemake

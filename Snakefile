@@ -1,0 +1,55 @@
+# kdpipe: which distillation method is worth it? README.md says how; config.yaml holds the settings.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/predict.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    data,
+    teachers,
+    students,
+    predictions,
+    tables,
+
+
+rule all:
+    default_target: True
+    input:
+        TABLES,
+
+
+rule data:
+    input:
+        [f"{PLAN.prepared(cell)}/cases.tsv" for cell in CELLS.values()],
+
+
+rule teachers:
+    input:
+        [f"{folder}/model.pt" for folder, cell in CELLS.items() if cell.role == "teacher"],
+
+
+rule students:
+    input:
+        [f"{folder}/model.pt" for folder, cell in CELLS.items() if cell.role == "student"],
+
+
+rule predictions:
+    input:
+        [f"{folder}/predictions" for folder in CELLS],
+
+
+rule tables:
+    input:
+        TABLES,

@@ -1,0 +1,291 @@
+"""Data set cards: everything that kdpipe knows of a data set, one YAML file each.
+
+A card says where the images come from, what their labels mean, how patients are split and how
+images are prepared. The pipeline has no other knowledge of a data set and no Python per data set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdpipe.discover import explain
+from kdpipe.errors import ConfigError, did_you_mean
+
+BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
+Spacing = tuple[float, float, float]
+T = TypeVar("T")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Model):
+    """Where the data set was published, and what its authors ask to be cited."""
+
+    homepage: str | None = None
+    citation: tuple[str, ...] = ()
+
+
+class Licence(_Model):
+    """Licence as published; `note` holds what is unsure."""
+
+    spdx: str
+    gated: bool = False
+    redistribute: bool | str = False
+    note: str | None = None
+
+
+class Archive(_Model):
+    """One file to download, with how sure its checksum is."""
+
+    name: str
+    urls: tuple[str, ...]
+    bytes: int | None = None
+    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    checksum_status: Literal["publisher", "verified_here", "third_party", "record_on_first_use"] = (
+        "third_party"
+    )
+
+
+class Generator(_Model):
+    """Parameters of the phantom generator (`kdpipe.data.phantom`)."""
+
+    kind: Literal["ct_abdomen"] = "ct_abdomen"
+    n_cases: int = Field(24, ge=3)
+    seed: int = 0
+    shape_min: tuple[int, int, int] = Field((56, 56, 28), description="smallest grid, voxels x y z")
+    shape_max: tuple[int, int, int] = Field((72, 72, 40), description="largest grid, voxels x y z")
+    spacings: tuple[Spacing, ...] = Field(
+        ((1.5, 1.5, 2.5), (1.2, 1.2, 3.0), (2.0, 2.0, 2.0)), description="mm, one is drawn a case"
+    )
+    noise_sd: float = Field(25.0, ge=0, description="HU")
+    absent_every: int = Field(6, ge=0, description="each n-th case lacks one structure; 0: none")
+
+
+class Access(_Model):
+    """How the images get here."""
+
+    mode: Literal["generate", "open", "manual", "local"]
+    steps: tuple[str, ...] = Field((), description="shown verbatim to who has to fetch by hand")
+
+
+class Layout(_Model):
+    """How an extracted archive or a local folder is organised."""
+
+    kind: Literal["auto", "msd", "nnunet"] = "auto"
+    case_pattern: str = Field(r".+", description="regular expression that a case id matches fully")
+    subject_pattern: str = Field(
+        r"(.+)", description="its first group, applied to the case id, is the patient"
+    )
+
+    @model_validator(mode="after")
+    def _patterns_compile(self) -> Layout:
+        for pattern in (self.case_pattern, self.subject_pattern):
+            try:
+                compiled = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if compiled.groups < 1:
+            raise ValueError(f"subject_pattern {pattern!r} needs one group: the patient's id")
+        return self
+
+
+class Labels(_Model):
+    """Label ids as stored, by name; 0 is the background."""
+
+    raw: dict[int, str]
+    targets: Literal["classes"] = "classes"
+    may_be_absent: tuple[str, ...] | Literal["all"] = Field(
+        (), description="structures that a case may lack without being an error"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Labels:
+        ids = sorted(self.raw)
+        if ids != list(range(len(ids))) or len(ids) < 2:
+            raise ValueError(f"label ids must run from 0 without gaps, given: {ids}")
+        if len(set(self.raw.values())) != len(ids):
+            raise ValueError(f"two label ids share a name: {sorted(self.raw.values())}")
+        if self.may_be_absent != "all":
+            for name in self.may_be_absent:
+                if name not in self.raw.values():
+                    raise ValueError(
+                        f"may_be_absent: {did_you_mean(name, self.structures)}, given {name!r}"
+                    )
+        return self
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """Foreground names and their ids, in the order of the ids."""
+        return {self.raw[i]: i for i in sorted(self.raw) if i != 0}
+
+
+class FractionsSplit(_Model):
+    """Random split of the patients by fractions; what is left after val and test is train."""
+
+    kind: Literal["fractions"]
+    val: float = Field(gt=0, lt=1)
+    test: float = Field(gt=0, lt=1)
+    seed: int = 12345
+
+
+class CountsSplit(_Model):
+    """Random split of the patients by counts; fewer cases than the sum are an error."""
+
+    kind: Literal["fixed_counts"]
+    train: int = Field(ge=1)
+    val: int = Field(ge=1)
+    test: int = Field(ge=1)
+    seed: int = 12345
+
+
+class KFoldSplit(_Model):
+    """Fold k is the test set, fold k + 1 (cyclic) the validation set, the others train."""
+
+    kind: Literal["kfold"]
+    n: int = Field(5, ge=3)
+    seed: int = 12345
+
+
+class ExplicitSplit(_Model):
+    """Case ids written out."""
+
+    kind: Literal["explicit"]
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+Split = Annotated[
+    FractionsSplit | CountsSplit | KFoldSplit | ExplicitSplit, Field(discriminator="kind")
+]
+
+
+class Window(_Model):
+    """Clip to `[low, high]` (in HU for CT) and scale linearly to `[0, 1]`."""
+
+    kind: Literal["window"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+class ZScore(_Model):
+    """Subtract the mean and divide by the standard deviation of each case and channel."""
+
+    kind: Literal["zscore"]
+    nonzero: bool = Field(True, description="statistics over non-zero voxels only")
+
+
+class Preset(_Model):
+    """One way to prepare the images; all lengths are in the order x, y, z of `orientation`."""
+
+    orientation: str = Field(
+        "RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's"
+    )
+    spacing: Spacing | None = Field(None, description="mm; null keeps each case's own")
+    image_interpolation: Literal["linear", "bspline"] = "bspline"
+    intensity: Annotated[Window | ZScore, Field(discriminator="kind")]
+    crop_foreground: bool = Field(False, description="crop to voxels above the lowest intensity")
+    patch: tuple[int, int, int] = Field(description="training and sliding-window patch, voxels")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Preset:
+        if any(size < 1 for size in self.patch):
+            raise ValueError(f"patch sides must be at least 1 voxel, given {self.patch}")
+        if self.spacing is not None and any(step <= 0 for step in self.spacing):
+            raise ValueError(f"spacing must be positive, given {self.spacing}")
+        return self
+
+
+class Card(_Model):
+    """A data set. The file's name is its id, and the id is part of every path."""
+
+    schema_version: Literal[1]
+    id: str = Field(pattern=r"^[a-z0-9_]+$")
+    title: str
+    modality: str
+    channels: tuple[str, ...] = Field(min_length=1)
+    source: Source = Source()
+    licence: Licence
+    access: Access
+    generator: Generator | None = None
+    files: tuple[Archive, ...] = ()
+    layout: Layout = Layout()
+    labels: Labels
+    splits: dict[str, Split]
+    presets: dict[str, Preset]
+    quirks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if "default" not in self.splits:
+            raise ValueError("splits needs an entry 'default'")
+        if "default" not in self.presets:
+            raise ValueError("presets needs an entry 'default'")
+        if (self.access.mode == "generate") != (self.generator is not None):
+            raise ValueError("access mode 'generate' and a 'generator' go together")
+        return self
+
+    def preset(self, name: str) -> Preset:
+        """Return a preset by name, or raise ConfigError with the valid names."""
+        return _pick(self.presets, name, f"data set {self.id!r} has no preset")
+
+    def split(self, name: str) -> Split:
+        """Return a split rule by name, or raise ConfigError with the valid names."""
+        return _pick(self.splits, name, f"data set {self.id!r} has no split")
+
+    def n_folds(self, split: str) -> int:
+        """Number of folds of a split; 1 for a fixed split."""
+        rule = self.split(split)
+        return rule.n if isinstance(rule, KFoldSplit) else 1
+
+
+def _pick(entries: Mapping[str, T], name: str, problem: str) -> T:
+    if name not in entries:
+        raise ConfigError(f"{problem} {name!r}: {did_you_mean(name, entries)}")
+    return entries[name]
+
+
+def card_files(folders: Sequence[Path | str] = ()) -> dict[str, Path]:
+    """Return id -> file of all cards: kdpipe's own, then those of `folders` (later ones win)."""
+    found: dict[str, Path] = {}
+    for folder in (BUILTIN_CARDS, *map(Path, folders)):
+        if not folder.is_dir():
+            raise ConfigError(f"cards: {folder} is not a folder")
+        found.update({file.stem: file for file in sorted(folder.glob("*.yaml"))})
+    return found
+
+
+def load_card(name: str, folders: Sequence[Path | str] = ()) -> Card:
+    """Load a card by the data set's name.
+
+    Raises:
+        ConfigError: for an unknown name (lists the valid ones) or a wrong card (names the key).
+    """
+    files = card_files(folders)
+    if name not in files:
+        raise ConfigError(f"unknown data set {name!r}: {did_you_mean(name, files)}")
+    file = files[name]
+    try:
+        card = Card.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {explain(error, Card)}") from None
+    if card.id != name:
+        raise ConfigError(f"{file}: id {card.id!r} must equal the file's name {name!r}")
+    return card

@@ -1,0 +1,290 @@
+"""The configuration of a study, checked before the graph is built.
+
+``config.yaml`` and the overlays in ``workflow/studies`` hold axes (data sets, teachers, students,
+methods, seeds) and overrides. Unknown keys, names and parameters are errors that name the key and
+the nearest valid name. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kdpipe import discover
+from kdpipe.cards import Card, load_card
+from kdpipe.errors import ConfigError, did_you_mean
+
+_LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _entry_from_yaml(value: Any) -> Any:
+    """Accept ``name``, ``{name: {parameters}}`` and ``{name: {parameters}, as: label}``."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "name" not in value:
+        rest = dict(value)
+        label = rest.pop("as", None)
+        if len(rest) != 1:
+            raise ValueError(
+                f"an entry is a name or one name with parameters, optionally with 'as': {value!r}"
+            )
+        ((name, params),) = rest.items()
+        return {"name": name, "params": params or {}, "label": label}
+    return value
+
+
+class Entry(_Model):
+    """One value of an axis: a catalogue name, its own parameters, and its label in paths."""
+
+    name: str
+    params: dict[str, Any] = {}
+    label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_label(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and not value.get("label"):
+            return {**value, "label": value.get("name", "")}
+        return value
+
+    @model_validator(mode="after")
+    def _label_is_a_path_part(self) -> Entry:
+        if not _LABEL.fullmatch(self.label):
+            raise ValueError(f"label {self.label!r} may hold letters, digits and . _ + - only")
+        return self
+
+
+AxisEntry = Annotated[Entry, BeforeValidator(_entry_from_yaml)]
+
+
+class DatasetUse(_Model):
+    """How a study uses a data set: which of the card's splits, folds and presets."""
+
+    name: str
+    splits: tuple[str, ...] = Field(("default",), description="named splits of the card")
+    folds: tuple[int, ...] | Literal["all"] = Field("all", description="folds to run")
+    preset: str = Field("default", description="preparation preset of the card")
+
+
+def _dataset_from_yaml(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "name" not in value and len(value) == 1:
+        ((name, settings),) = value.items()
+        return {"name": name, **(settings or {})}
+    return value
+
+
+class Augmentation(_Model):
+    """Random changes of a training crop; a probability of 0 switches one off."""
+
+    flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis")
+    affine_probability: float = Field(0.3, ge=0, le=1)
+    rotation_degrees: float = Field(15.0, ge=0, description="largest angle about each axis")
+    zoom: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")
+    intensity_probability: float = Field(0.3, ge=0, le=1, description="of each intensity change")
+    intensity_scale: float = Field(0.1, ge=0, description="largest relative change")
+    intensity_shift: float = Field(0.1, ge=0, description="largest offset, prepared units")
+    noise_sd: float = Field(0.05, ge=0, description="largest Gaussian noise, prepared units")
+
+
+class Training(_Model):
+    """How one network is trained. Teachers and students have one of these each."""
+
+    epochs: int = Field(100, ge=1)
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="null: as many as pass each training case once"
+    )
+    batch_size: int = Field(4, ge=1)
+    foreground_crops: float = Field(
+        0.5, ge=0, le=1, description="share of crops centred on a voxel of a random structure"
+    )
+    augmentation: Augmentation = Augmentation()
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only (Nesterov)")
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    gradient_clip: float | None = Field(12.0, gt=0, description="largest L2 norm; null: none")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on a GPU that has it, else fp32"
+    )
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="null: no averaging of weights")
+    validate_every: int = Field(10, ge=1, description="epochs; the last one is always validated")
+    validation_overlap: float = Field(0.25, ge=0, lt=1)
+    checkpoint_seconds: float = Field(60.0, ge=0, description="0: after every step")
+    workers: int = Field(0, ge=0, description="data loading processes; 0 on a CPU")
+
+
+class TrainingRoles(_Model):
+    """Training recipes by role."""
+
+    teacher: Training = Training()
+    student: Training = Training()
+
+
+class Inference(_Model):
+    """Sliding-window prediction."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    window_batch: int = Field(4, ge=1)
+
+
+class Evaluation(_Model):
+    """Which named metric protocol scores the predictions."""
+
+    protocol: Literal["strict_mm", "medpy", "monai"] = "strict_mm"
+
+
+class StageResources(_Model):
+    """What one job of a stage asks for; memory and time grow with each attempt."""
+
+    threads: int = Field(1, ge=1)
+    mem_mb: int = Field(2000, ge=1)
+    runtime: int = Field(30, ge=1, description="minutes")
+    gpu: int = Field(0, ge=0)
+    retries: int = Field(0, ge=0)
+
+
+class Resources(_Model):
+    """Resources by stage."""
+
+    light: StageResources = StageResources(mem_mb=1000, runtime=10)
+    prepare: StageResources = StageResources(threads=2, mem_mb=4000, runtime=120)
+    train: StageResources = StageResources(threads=2, mem_mb=6000, runtime=720, retries=2)
+    predict: StageResources = StageResources(threads=2, mem_mb=6000, runtime=120, retries=1)
+    evaluate: StageResources = StageResources(mem_mb=3000, runtime=60)
+
+
+class Study(_Model):
+    """A whole study: the axes, whose product is the grid of cells, and the settings."""
+
+    study: str = Field("study", pattern=r"^[A-Za-z0-9_.-]+$", description="names the tables")
+    data_root: str = Field("data", description="holds raw/ and prepared/")
+    results_root: str = "results"
+    cards: tuple[str, ...] = Field((), description="folders with cards of your own")
+    data_source: dict[str, str] = Field({}, description="data set -> local folder with its files")
+    datasets: tuple[Annotated[DatasetUse, BeforeValidator(_dataset_from_yaml)], ...] = Field(
+        min_length=1
+    )
+    teachers: tuple[AxisEntry, ...] = Field(min_length=1)
+    students: tuple[AxisEntry, ...] = Field(min_length=1)
+    methods: tuple[AxisEntry, ...] = Field(description="'none' is added where it is missing")
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    teacher_seed: int = Field(0, description="all students learn from this one training")
+    training: TrainingRoles = TrainingRoles()
+    inference: Inference = Inference()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _axes(self) -> Study:
+        for axis in ("teachers", "students", "methods"):
+            labels = [entry.label for entry in getattr(self, axis)]
+            _no_repeats(axis, labels, "give one of them a label of its own with 'as:'")
+        _no_repeats("datasets", [use.name for use in self.datasets], "name each once")
+        _no_repeats("seeds", list(self.seeds), "name each once")
+        return self
+
+    def card(self, dataset: str) -> Card:
+        """Load the card of a data set of this study."""
+        return load_card(dataset, self.cards)
+
+    def folds(self, use: DatasetUse, split: str) -> tuple[int, ...]:
+        """Folds of `split` that this study runs."""
+        count = self.card(use.name).n_folds(split)
+        wanted = range(count) if use.folds == "all" else use.folds
+        for fold in wanted:
+            if not 0 <= fold < count:
+                raise ConfigError(
+                    f"datasets.{use.name}: split {split!r} has folds 0 to {count - 1}, not {fold}"
+                )
+        return tuple(wanted)
+
+
+def _no_repeats(axis: str, labels: list[Any], mend: str) -> None:
+    repeated = sorted({str(label) for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ValueError(f"{axis}: {', '.join(repeated)} stands there more than once; {mend}")
+
+
+def load_study(config: Mapping[str, Any], origin: str = "the configuration") -> Study:
+    """Validate a merged configuration: keys, catalogue names, parameters, cards, protocols.
+
+    Args:
+        config: the mapping that Snakemake has merged from all configuration files.
+        origin: what the messages call it, usually the files' names.
+
+    Raises:
+        ConfigError: names the key, the origin and the nearest valid name.
+    """
+    try:
+        study = Study.model_validate(dict(config))
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {discover.explain(error, Study)}") from None
+    try:
+        return _check_names(_with_baseline(study))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def read_study(*files: Path | str) -> Study:
+    """Load a study from YAML files, later ones laid over earlier ones as Snakemake does."""
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+        _merge(merged, content)
+    return load_study(merged, " + ".join(map(str, files)))
+
+
+def _merge(base: dict[str, Any], overlay: Mapping[str, Any]) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _with_baseline(study: Study) -> Study:
+    """Add the undistilled student, without which no gain can be stated."""
+    if any(entry.name == "none" for entry in study.methods):
+        return study
+    return study.model_copy(update={"methods": (Entry(name="none"), *study.methods)})
+
+
+def _check_names(study: Study) -> Study:
+    for entry in (*study.teachers, *study.students):
+        discover.check_params("nets", entry.name, entry.params)
+    for entry in study.methods:
+        discover.check_params("methods", entry.name, entry.params)
+    known = [use.name for use in study.datasets]
+    for use in study.datasets:
+        card = study.card(use.name)
+        card.preset(use.preset)
+        for split in use.splits:
+            study.folds(use, split)
+    for name in study.data_source:
+        if name not in known:
+            raise ConfigError(
+                f"data_source: {name!r} is no data set of this study, {did_you_mean(name, known)}"
+            )
+    return study
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of ``config.yaml``, for editors; generated, kept in step by a test."""
+    schema = Study.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema

@@ -1,0 +1,170 @@
+"""Read a case, and refuse what would spoil a training or an evaluation.
+
+A superset of nnU-Net's `verify_dataset_integrity`. Its warning of differing affines is an error
+here: a label map on a shifted grid trains and scores wrongly.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from kdpipe.cards import Labels
+from kdpipe.data.geometry import Grid, to_array
+from kdpipe.data.nifti import count_non_finite
+from kdpipe.errors import DataError
+
+if TYPE_CHECKING:
+    from kdpipe.data.layout import Case
+
+MAX_DISPLACEMENT_MM = 1e-2
+"""Largest distance of two corners that should be the same point: a hundredth of a millimetre is
+far above the rounding of float32 headers and far below what a voxel could notice."""
+_NON_FINITE = "{} voxels are NaN or infinite; fill them or replace the file"
+
+
+def read_case(case: Case) -> tuple[list[sitk.Image], sitk.Image]:
+    """Read the images, one a channel, and the label map of a case.
+
+    A 4D image (Medical Segmentation Decathlon) becomes one 3D image a volume.
+
+    Raises:
+        DataError: for a missing, damaged, truncated or unreadable file, or one that is not 3D.
+    """
+    images = [read_volume(file, case.case) for file in case.images]
+    label = read_volume(case.label, case.case)
+    if label.GetDimension() != 3:
+        raise _error(case, case.label, f"label map has {label.GetDimension()} axes", "store 3D")
+    if len(images) == 1 and images[0].GetDimension() == 4:
+        images = [images[0][..., i] for i in range(images[0].GetSize()[3])]
+    for image, file in zip(images, case.images, strict=len(case.images) != 1):
+        if image.GetDimension() != 3:
+            what = f"image has {image.GetDimension()} axes, 3 are expected"
+            raise _error(case, file, what, "store one 3D file a channel, or one 4D file in all")
+    return images, label
+
+
+def read_volume(file: Path, case: str) -> sitk.Image:
+    """Read one image of any dimension after checking the file's checksum and length.
+
+    Raises:
+        DataError: for a missing, damaged, truncated or unreadable file, or colour voxels.
+    """
+    where = f"case {case!r}, {file}"
+    if not file.is_file():
+        raise DataError(f"{where}: no such file; restore it or take the case out of the data set")
+    try:
+        wrong = count_non_finite(file) if ".nii" in file.suffixes else 0
+        image = sitk.ReadImage(str(file))
+    except ValueError as error:
+        raise DataError(f"{where}: not readable ({error}); replace it") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where}: damaged ({error}); fetch or copy the file again") from None
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2].removeprefix("ITK ERROR: ")
+        mend = "write it again with orthonormal axes" if "orthonormal" in reason else "replace it"
+        raise DataError(f"{where}: not readable ({reason}); {mend}") from None
+    if wrong:
+        raise DataError(f"{where}: {_NON_FINITE.format(wrong)}")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(f"{where}: colour or vector voxels; store one number a voxel")
+    return image
+
+
+def check_case(
+    case: Case,
+    images: Sequence[sitk.Image],
+    label: sitk.Image,
+    labels: Labels,
+    channels: Sequence[str],
+) -> list[str]:
+    """Check what `read_case` returned against the card.
+
+    Returns:
+        Warnings: structures that the case lacks although the card does not list them in
+        `labels.may_be_absent`.
+
+    Raises:
+        DataError: for the first failed check; names the case and the file.
+    """
+    if len(images) != len(channels):
+        what = (
+            f"{len(images)} channels found, the card names {len(channels)}: {', '.join(channels)}"
+        )
+        mend = "mend the card's channels or the files of the case"
+        raise _error(case, case.images[0], what, mend)
+    files = case.images if len(case.images) == len(images) else case.images * len(images)
+    for image, file in zip(images, files, strict=True):
+        _check_grid(case, file, image, images[0])
+        _check_image(case, file, image)
+    _check_grid(case, case.label, label, images[0])
+    return _check_label(case, label, labels)
+
+
+def _check_grid(case: Case, file: Path, image: sitk.Image, reference: sitk.Image) -> None:
+    size, expected = image.GetSize(), reference.GetSize()
+    if min(size) < 2:
+        what = f"shape {size}: every axis needs at least 2 voxels"
+        raise _error(case, file, what, "kdpipe works on volumes; stack single slices")
+    if size != expected:
+        what = f"shape {size} differs from the first image's {expected}"
+        raise _error(case, file, what, "pair the right files or resample one onto the other")
+    away = np.abs(Grid.of(image).corners() - Grid.of(reference).corners())
+    distance = float(np.linalg.norm(away, axis=1).max())
+    if not distance <= MAX_DISPLACEMENT_MM:
+        what = (
+            f"affine differs from the first image's: corners up to {distance:.4g} mm apart, "
+            f"allowed {MAX_DISPLACEMENT_MM} mm"
+        )
+        raise _error(case, file, what, "mend the header (copy the image's affine if it is right)")
+
+
+def _check_image(case: Case, file: Path, image: sitk.Image) -> None:
+    voxels = to_array(image)
+    _check_finite(case, file, voxels)
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        raise _error(case, file, f"constant image, every voxel is {low}", "replace the file")
+
+
+def _check_label(case: Case, label: sitk.Image, labels: Labels) -> list[str]:
+    voxels = to_array(label)
+    _check_finite(case, case.label, voxels)
+    found = np.unique(voxels)
+    broken = [float(value) for value in found if value != np.floor(value)]
+    if broken:
+        what = f"label values that are no integers: {_some(broken)}"
+        raise _error(case, case.label, what, "store the label map with integer ids")
+    unknown = [int(value) for value in found if int(value) not in labels.raw]
+    if unknown:
+        what = f"label values not in the card: {_some(unknown)}; the card has {sorted(labels.raw)}"
+        raise _error(case, case.label, what, "mend the card's labels.raw or the label map")
+    present = {int(value) for value in found}
+    if not present - {0}:
+        mend = "replace the file or take the case out of the data set"
+        raise _error(case, case.label, "empty label map, no foreground voxel", mend)
+    if labels.may_be_absent == "all":
+        return []
+    missing = [name for name, i in labels.structures.items() if i not in present]
+    return [f"lacks {name}" for name in missing if name not in labels.may_be_absent]
+
+
+def _check_finite(case: Case, file: Path, voxels: np.ndarray) -> None:
+    if voxels.dtype.kind == "f":
+        wrong = int(voxels.size - np.isfinite(voxels).sum())
+        if wrong:
+            raise DataError(f"case {case.case!r}, {file}: {_NON_FINITE.format(wrong)}")
+
+
+def _some(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:5])
+    return shown + (", ..." if len(values) > 5 else "")
+
+
+def _error(case: Case, file: Path, what: str, mend: str) -> DataError:
+    return DataError(f"case {case.case!r}, {file}: {what}; {mend}")

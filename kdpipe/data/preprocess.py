@@ -1,0 +1,160 @@
+"""From native images to the network's input: orient, resample, scale, crop.
+
+Nothing here looks at a label to decide how an image is prepared, so a new scan without labels is
+prepared in just the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from kdpipe.cards import Preset, Window, ZScore
+from kdpipe.data.geometry import Grid, labels_at, to_array, to_image
+from kdpipe.errors import DataError
+
+CROP_MARGIN = 2
+"""Voxels kept around the foreground, so that its border keeps some context."""
+
+
+def prepare_images(
+    images: Sequence[sitk.Image], preset: Preset
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Prepare the channels of one case.
+
+    Args:
+        images: C 3D images on one grid.
+        preset: how to.
+
+    Returns:
+        image (C, X, Y, Z) float32, axes in the order of `preset.orientation`, in [0, 1] for a
+        window and of mean 0 and standard deviation 1 for a z-score; and its geometry, which is
+        JSON-serialisable: grids `native`, `oriented` and `prepared`, `orientation`, `crop_start`
+        (voxels), `intensity` and `pad_value`.
+
+    Raises:
+        DataError: if nothing is left to see: all voxels outside the window or of one value.
+    """
+    native = Grid.of(images[0])
+    oriented = [sitk.DICOMOrient(image, preset.orientation) for image in images]
+    grid = Grid.of(oriented[0])
+    full = grid if preset.spacing is None else grid.respaced(preset.spacing)
+    channels = [_resample(image, full, preset.image_interpolation) for image in oriented]
+    if isinstance(preset.intensity, Window):
+        image, intensity = _window(channels, preset.intensity)
+        foreground = image > 0
+    else:
+        image, intensity, foreground = _zscore(channels, oriented, full, preset.intensity)
+    box = _bounding_box(foreground.any(axis=0)) if preset.crop_foreground else _everything(full)
+    image = image[:, *box]
+    prepared = full.cropped([side.start for side in box], image.shape[1:])
+    return image, {
+        "native": native._asdict(),
+        "oriented": grid._asdict(),
+        "prepared": prepared._asdict(),
+        "orientation": preset.orientation,
+        "crop_start": [side.start for side in box],
+        "intensity": intensity,
+        "pad_value": float(image.min()) if isinstance(preset.intensity, Window) else 0.0,
+    }
+
+
+def prepare_label(label: sitk.Image, geometry: dict[str, Any]) -> np.ndarray:
+    """Carry a label map onto the prepared grid of its image.
+
+    Each class is interpolated linearly and the largest wins (SimpleITK's `sitkLabelLinear`), so
+    no id appears that was not there.
+
+    Args:
+        label: 3D, on the image's grid, ids 0..255.
+        geometry: as `prepare_images` returned it.
+
+    Returns:
+        (X, Y, Z) uint8.
+    """
+    native, prepared = (Grid.from_dict(geometry[name]) for name in ("native", "prepared"))
+    on_image_grid = to_image(to_array(label).astype(np.uint8), native)
+    oriented = sitk.DICOMOrient(on_image_grid, geometry["orientation"])
+    coordinates, _ = Grid.of(oriented).coordinates_of(prepared)
+    return labels_at(to_array(oriented), coordinates)
+
+
+def _resample(image: sitk.Image, grid: Grid, interpolation: str) -> np.ndarray:
+    """Return the image on `grid`, (X, Y, Z) float32, within the range of the input.
+
+    Beyond the centres of the last voxels the nearest voxel counts. A B-spline overshoots beside
+    an edge; the clip takes that away.
+    """
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    voxels = to_array(image)
+    if Grid.of(image) == grid:
+        return np.ascontiguousarray(voxels)
+    kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation]
+    size, spacing, origin, direction = grid
+    resampled = sitk.Resample(
+        image, size, sitk.Transform(), kind, origin, spacing, direction, 0.0, sitk.sitkFloat32, True
+    )
+    return np.clip(to_array(resampled), voxels.min(), voxels.max(), order="C")
+
+
+def _window(channels: list[np.ndarray], window: Window) -> tuple[np.ndarray, dict[str, Any]]:
+    image = np.stack(channels)
+    np.clip(image, window.low, window.high, out=image)
+    image -= window.low
+    image /= window.high - window.low
+    for number, channel in enumerate(image):
+        if channel.min() == channel.max():
+            raise DataError(
+                f"channel {number}: every voxel is on one side of the window [{window.low:g}, "
+                f"{window.high:g}]; check the image's units or the preset's window"
+            )
+    return image, window.model_dump()
+
+
+def _zscore(
+    channels: list[np.ndarray], oriented: list[sitk.Image], grid: Grid, zscore: ZScore
+) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
+    """Return the scaled image, its statistics, and where the raw image is not zero.
+
+    Statistics and mask come from the image before resampling: around a zero background a B-spline
+    rings, and hardly a voxel would be exactly zero afterwards. With `nonzero` the background
+    stays 0, as in MONAI's `NormalizeIntensity`.
+    """
+    image = np.stack(channels)
+    foreground = np.empty(image.shape, bool)
+    means, deviations = [], []
+    for number, raw in enumerate(oriented):
+        voxels = to_array(raw)
+        mask = voxels != 0
+        values = voxels[mask] if zscore.nonzero else voxels
+        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        if deviation == 0:
+            raise DataError(
+                f"channel {number}: all non-zero voxels are equal, a z-score needs a spread; "
+                "replace the image or set nonzero: false in the preset"
+            )
+        coordinates, _ = Grid.of(raw).coordinates_of(grid)
+        foreground[number] = labels_at(mask.astype(np.uint8), coordinates)
+        image[number] = (image[number] - mean) / deviation
+        means.append(mean)
+        deviations.append(deviation)
+    if zscore.nonzero:
+        image[~foreground] = 0
+    return image, {**zscore.model_dump(), "mean": means, "sd": deviations}, foreground
+
+
+def _bounding_box(foreground: np.ndarray) -> tuple[slice, ...]:
+    box = []
+    for axis, n in enumerate(foreground.shape):
+        others = tuple(other for other in range(foreground.ndim) if other != axis)
+        planes = np.flatnonzero(foreground.any(axis=others))
+        low, high = max(0, planes[0] - CROP_MARGIN), min(n, planes[-1] + 1 + CROP_MARGIN)
+        box.append(slice(int(low), int(high)))
+    return tuple(box)
+
+
+def _everything(grid: Grid) -> tuple[slice, ...]:
+    return tuple(slice(0, n) for n in grid.size)

@@ -1,0 +1,138 @@
+"""The catalogues: one file an entry, found by its name, read without importing it.
+
+``method: cwd`` is ``kdpipe/methods/cwd.py``; ``net: unet_tiny`` is ``kdpipe/nets/unet_tiny.py``.
+Both import torch, which takes seconds, so a configuration is checked against the *source* of an
+entry: its ``class Params`` is compiled alone, and plain class attributes are read as literals.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kdpipe.errors import ConfigError, did_you_mean
+
+Catalogue = Literal["methods", "nets"]
+PACKAGE = Path(__file__).parent
+_NOT_ENTRIES = {"base", "terms", "cost"}
+
+
+class Parameters(BaseModel):
+    """Base of every entry's ``Params``: frozen, and an unknown key is an error.
+
+    The body of a ``Params`` class is compiled alone. It may use builtins, ``Literal`` and
+    ``Field``, and nothing that its file imports.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def names(catalogue: Catalogue) -> list[str]:
+    """Return the sorted names of all entries of `catalogue`."""
+    files = (PACKAGE / catalogue).glob("[!_]*.py")
+    return sorted(file.stem for file in files if file.stem not in _NOT_ENTRIES)
+
+
+def source(catalogue: Catalogue, name: str) -> Path:
+    """Return the file of an entry.
+
+    Raises:
+        ConfigError: if there is no such entry; the message lists the valid names.
+    """
+    if name not in names(catalogue):
+        kind = catalogue.removesuffix("s")
+        raise ConfigError(f"unknown {kind} {name!r}: {did_you_mean(name, names(catalogue))}")
+    return PACKAGE / catalogue / f"{name}.py"
+
+
+def load(catalogue: Catalogue, name: str) -> ModuleType:
+    """Import and return the module of an entry (this imports torch)."""
+    source(catalogue, name)
+    return importlib.import_module(f"kdpipe.{catalogue}.{name}")
+
+
+def check_params(catalogue: Catalogue, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate `given` against the entry's ``Params`` and return all parameters, defaults filled.
+
+    Raises:
+        ConfigError: for an unknown entry, an unknown key or a value of the wrong type.
+    """
+    model = _params_model(catalogue, name)
+    try:
+        return model.model_validate(dict(given)).model_dump(mode="json")
+    except ValidationError as error:
+        where = f"{catalogue.removesuffix('s')} {name!r}"
+        raise ConfigError(f"{where}: {explain(error, model)}") from None
+
+
+def attribute(catalogue: Catalogue, name: str, attribute: str, default: Any) -> Any:
+    """Return a literal class attribute of the entry's ``Method`` class, or `default`."""
+    for node in ast.walk(_tree(catalogue, name)):
+        if isinstance(node, ast.ClassDef) and node.name == "Method":
+            for line in node.body:
+                if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+                    targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+                    if any(isinstance(t, ast.Name) and t.id == attribute for t in targets):
+                        return ast.literal_eval(line.value)
+    return default
+
+
+def summary(catalogue: Catalogue, name: str) -> str:
+    """Return the first line of the entry's docstring."""
+    return (ast.get_docstring(_tree(catalogue, name)) or "").partition("\n")[0]
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Turn a pydantic error into one line a problem: the key, what is wrong, the nearest name."""
+    return "; ".join(_problem(detail, model) for detail in error.errors())
+
+
+def _problem(detail: Any, model: type[BaseModel]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {key!r}, {did_you_mean(location[-1], _fields_at(model, location))}"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if detail["type"] in {"missing", "value_error"} else f" (given: {detail['input']!r})"
+    return f"{key}: {message}{given}"
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the legal keys of the (possibly nested) model that holds ``location[-1]``."""
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
+
+
+@functools.cache
+def _tree(catalogue: Catalogue, name: str) -> ast.Module:
+    file = source(catalogue, name)
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+@functools.cache
+def _params_model(catalogue: Catalogue, name: str) -> type[Parameters]:
+    for node in _tree(catalogue, name).body:
+        if isinstance(node, ast.ClassDef) and node.name == "Params":
+            scope: dict[str, Any] = {
+                "__name__": f"kdpipe.{catalogue}.{name}",
+                "Parameters": Parameters,
+                "Field": Field,
+                "Literal": Literal,
+            }
+            code = compile(ast.Module([node], []), str(source(catalogue, name)), "exec")
+            exec(code, scope)
+            model: type[Parameters] = scope["Params"]
+            model.model_rebuild(_types_namespace=scope)
+            return model
+    return Parameters

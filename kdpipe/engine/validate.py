@@ -1,0 +1,58 @@
+"""The score that selects a checkpoint: mean Dice on the validation cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdpipe.data.store import StoredCase
+from kdpipe.engine.device import autocast
+from kdpipe.infer.window import sliding_scores
+from kdpipe.metrics.overlap import dice
+
+
+class Validator:
+    """Mean Dice over structures and cases, on the prepared grid, without test-set access.
+
+    Args:
+        store: folder of prepared cases.
+        cases: validation case ids.
+        num_classes: background included.
+        patch: window size in voxels.
+        overlap: of neighbouring windows.
+        dtype: autocast type, None for full precision.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        cases: Sequence[str],
+        num_classes: int,
+        patch: Sequence[int],
+        overlap: float,
+        dtype: torch.dtype | None,
+    ):
+        self.cases = [StoredCase(store / case) for case in cases]
+        self.structures = {str(index): (index,) for index in range(1, num_classes)}
+        self.patch, self.overlap, self.dtype = patch, overlap, dtype
+
+    def __call__(self, network: nn.Module) -> float:
+        """Return the mean Dice in [0, 1]; a structure absent on both sides is left out."""
+        training = network.training
+        network.eval()
+        values = [value for case in self.cases for value in self._score(network, case)]
+        network.train(training)
+        return float(np.nanmean(values)) if not np.all(np.isnan(values)) else 0.0
+
+    def _score(self, network: nn.Module, case: StoredCase) -> list[float]:
+        device = next(network.parameters()).device
+        image, label = case.whole()
+        with autocast(device, self.dtype):
+            tensor = torch.from_numpy(image).to(device)
+            scores = sliding_scores(network, tensor, self.patch, self.overlap)
+        predicted = scores.max(dim=0).indices.cpu().numpy()
+        return list(dice(label, predicted, self.structures).values())

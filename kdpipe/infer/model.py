@@ -1,0 +1,73 @@
+"""``model.pt``: weights together with all that is needed to build and to feed the network."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdpipe.atomic import atomic_path
+from kdpipe.errors import DataError
+from kdpipe.nets.base import build_network
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in evaluation mode, with the settings that it was trained with.
+
+    Attributes:
+        network: maps images ``(B, C, *S)`` to logits ``(B, K, *S)``.
+        run: the cell's ``run.json``: network, patch, method, training.
+        preparation: the ``run.json`` of the images that it was trained on.
+    """
+
+    network: nn.Module
+    run: dict[str, Any]
+    preparation: dict[str, Any]
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Sliding-window size in voxels of the prepared grid."""
+        return tuple(self.run["patch"])
+
+
+def save_model(
+    path: Path, weights: Mapping[str, Tensor], run: dict[str, Any], preparation: dict[str, Any]
+) -> None:
+    """Write a model file atomically; tensors and plain values only, no pickled code."""
+    content = {
+        "format": _FORMAT,
+        "run": run,
+        "preparation": preparation,
+        "weights": {name: tensor.detach().cpu().clone() for name, tensor in weights.items()},
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model(path: Path) -> TrainedModel:
+    """Load a model file without running code from it.
+
+    Raises:
+        DataError: if the file is damaged, of another format, or does not fit its network.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["format"] != _FORMAT:
+            raise DataError(f"{path}: model format {content['format']}, this is for {_FORMAT}")
+        spec = content["run"]["network"]
+        network = build_network(
+            spec["name"], spec["params"], spec["in_channels"], spec["out_channels"]
+        )
+        network.load_state_dict(content["weights"])
+    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: not a usable kdpipe model ({error}); train it again") from error
+    network.eval().requires_grad_(False)
+    return TrainedModel(network, content["run"], content["preparation"])

@@ -1,0 +1,64 @@
+"""Predict the test cases of a split, with the labels back on the native grid."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kdpipe.config import Inference
+from kdpipe.data.store import StoredCase
+from kdpipe.infer.model import load_model
+from kdpipe.infer.restore import restore_case
+from kdpipe.infer.window import sliding_scores
+from kdpipe.progress import ProgressReport
+
+
+def predict_cases(
+    model: Path,
+    store: Path,
+    cases: Sequence[str],
+    settings: Inference,
+    out: Path,
+    device: torch.device,
+) -> None:
+    """Write ``<out>/<case>.nii.gz`` for every case; the folder appears when all are done.
+
+    Args:
+        model: a ``model.pt``.
+        store: folder of prepared cases.
+        cases: ids to predict.
+        settings: overlap and windows a pass.
+        out: folder to write; replaced if it exists.
+        device: where the network runs.
+
+    Raises:
+        DataError: a case or the model cannot be read.
+    """
+    trained = load_model(model)
+    network = trained.network.to(device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    temporary.chmod(0o755)
+    try:
+        with ProgressReport("predicting, case", len(cases)) as report:
+            for case in cases:
+                stored = StoredCase(store / case)
+                image, _ = stored.whole()
+                scores = sliding_scores(
+                    network,
+                    torch.from_numpy(image).to(device),
+                    trained.patch,
+                    settings.overlap,
+                    settings.window_batch,
+                )
+                restore_case(scores.cpu().numpy(), stored.geometry, temporary, case)
+                report.advance(note=case)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,91 @@
+"""What there is: the catalogues for ``kdpipe list``, the machine for ``kdpipe doctor``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from kdpipe import discover
+from kdpipe.cards import card_files, load_card
+from kdpipe.config import Evaluation
+from kdpipe.provenance import environment
+
+_STUDIES = Path("workflow/studies")
+
+
+def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the entries of a catalogue, each with at least ``name`` and ``summary``."""
+    if what == "methods":
+        return [
+            {
+                "name": name,
+                "summary": discover.summary("methods", name),
+                "needs_teacher": discover.attribute("methods", name, "needs_teacher", True),
+                "params": discover.check_params("methods", name, {}),
+            }
+            for name in discover.names("methods")
+        ]
+    if what == "nets":
+        return [
+            {
+                "name": name,
+                "summary": discover.summary("nets", name),
+                "params": discover.check_params("nets", name, {}),
+            }
+            for name in discover.names("nets")
+        ]
+    if what == "datasets":
+        return [_dataset(name, cards) for name in sorted(card_files(cards))]
+    if what == "studies":
+        return [
+            {"name": file.stem, "summary": _first_comment(file), "file": str(file)}
+            for file in sorted(_STUDIES.glob("*.yaml"))
+        ]
+    names = get_args(Evaluation.model_fields["protocol"].annotation)
+    return [{"name": name, "summary": "metric protocol"} for name in names]
+
+
+def _dataset(name: str, cards: Sequence[str]) -> dict[str, Any]:
+    card = load_card(name, cards)
+    return {
+        "name": name,
+        "summary": card.title,
+        "modality": card.modality,
+        "structures": card.labels.structures,
+        "splits": sorted(card.splits),
+        "presets": sorted(card.presets),
+        "licence": card.licence.spdx,
+        "access": card.access.mode,
+    }
+
+
+def _first_comment(file: Path) -> str:
+    line = file.read_text(encoding="utf-8").partition("\n")[0]
+    if line.startswith("#"):
+        return line.lstrip("# ")
+    return str((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("study", file.stem))
+
+
+def diagnosis() -> dict[str, str]:
+    """Return versions, processors, memory and GPUs, without importing torch."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        **environment(),
+        "processors": str(len(os.sched_getaffinity(0))),
+        "memory": f"{pages / 2**30:.1f} GiB",
+        "gpus": _gpus(),
+    }
+
+
+def _gpus() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "none found (no nvidia-smi)"
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return "; ".join(answer.stdout.split("\n")[:-1]) or answer.stderr.strip()

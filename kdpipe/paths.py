@@ -1,0 +1,70 @@
+"""Every path of a study, in one place. Wildcards are Snakemake's: ``{dataset}``, ``{seed}``, ...
+
+Paths are strings relative to the working directory, as Snakemake compares targets as text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FOLD = "{dataset}/{split}/fold{fold}"
+TEACHER = FOLD + "/teachers/{teacher}/seed{seed}"
+STUDENT = FOLD + "/students/{teacher}/{student}/{method}/seed{seed}"
+#: stands for the teacher in the path of a method that needs none
+NO_TEACHER = "no_teacher"
+
+#: what each wildcard may look like; labels come from `kdpipe.config`
+WILDCARDS = {
+    "dataset": r"[a-z0-9_]+",
+    "preset": r"[A-Za-z0-9_]+",
+    "split": r"[A-Za-z0-9_]+",
+    "fold": r"\d+",
+    "seed": r"\d+",
+    "teacher": r"[A-Za-z0-9_.+-]+",
+    "student": r"[A-Za-z0-9_.+-]+",
+    "method": r"[A-Za-z0-9_.+-]+",
+    "cell": r".+/(?:teachers|students)/.+/seed\d+",
+    "study": r"[A-Za-z0-9_.-]+",
+}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Paths below the two roots of a study."""
+
+    data_root: str
+    results_root: str
+
+    def raw(self, dataset: str = "{dataset}") -> str:
+        """Folder of a data set as downloaded, generated or indexed."""
+        return f"{self.data_root}/raw/{dataset}"
+
+    def prepared(self, dataset: str = "{dataset}", preset: str = "{preset}") -> str:
+        """Folder of a data set's resampled arrays."""
+        return f"{self.data_root}/prepared/{dataset}/{preset}"
+
+    def fold(self, **keys: object) -> str:
+        """Folder of one split: ``split.json`` and everything trained on it."""
+        return f"{self.results_root}/{_fill(FOLD, keys)}"
+
+    def teacher(self, **keys: object) -> str:
+        """Cell of a trained teacher."""
+        return f"{self.results_root}/{_fill(TEACHER, keys)}"
+
+    def student(self, **keys: object) -> str:
+        """Cell of a distilled student."""
+        return f"{self.results_root}/{_fill(STUDENT, keys)}"
+
+    def stage(self, dataset: str = "{dataset}", stage: str = "{stage}") -> str:
+        """Folder of a data set's settings for prediction or evaluation."""
+        return f"{self.results_root}/{dataset}/{stage}"
+
+    def tables(self, study: str = "{study}") -> str:
+        """Folder of a study's tables."""
+        return f"{self.results_root}/tables/{study}"
+
+
+def _fill(template: str, keys: dict[str, object]) -> str:
+    for key, value in keys.items():
+        template = template.replace("{" + key + "}", str(value))
+    return template

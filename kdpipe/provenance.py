@@ -1,0 +1,119 @@
+"""Digests that decide what is stale: of configuration slices and of the code that a stage runs.
+
+Snakemake does not see edits in imported modules. Each rule therefore carries a digest of the
+modules that its command runs: the import closure of the stage's entry modules within kdpipe's
+floors 2 and 3 (catalogues and engines), plus the catalogue entries that the cell names. Floor 1
+(configuration, paths, cards) is left out, because all that it decides reaches a stage through
+``run.json``. Comments, docstrings and layout do not count: the digest is of the syntax tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+def canonical(value: Any) -> str:
+    """Return JSON in which neither key order nor layout can differ."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(*parts: Any) -> str:
+    """Return the SHA-256 (hex) of the canonical form of `parts`."""
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """Return the SHA-256 (hex) of a file's content."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """Return a digest of the code of `modules` and of all that they import within floors 2-3."""
+    closure = import_closure(modules)
+    return digest([[name, _tree_digest(name)] for name in sorted(closure)])[:16]
+
+
+def import_closure(modules: Iterable[str]) -> set[str]:
+    """Return the kdpipe modules of floors 2 and 3 that `modules` import, themselves included.
+
+    Raises:
+        ModuleNotFoundError: if one of `modules` has no file.
+    """
+    todo, closure = list(modules), set[str]()
+    while todo:
+        name = todo.pop()
+        if name not in closure:
+            if _file(name) is None:
+                raise ModuleNotFoundError(f"no module {name!r} in {PACKAGE}")
+            closure.add(name)
+            todo.extend(_imports(name))
+    return closure
+
+
+@functools.cache
+def _imports(module: str) -> frozenset[str]:
+    named = (name for node in ast.walk(_tree(module)) for name in _imported_names(node))
+    return frozenset(name for name in named if name.count(".") >= 2 and _file(name))
+
+
+def _imported_names(node: ast.AST) -> Iterator[str]:
+    """Yield every dotted name that an import statement may mean."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(module: str) -> Path | None:
+    if not module.startswith("kdpipe."):
+        return None
+    file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@functools.cache
+def _tree(module: str) -> ast.Module:
+    file = _file(module)
+    assert file is not None, module
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+@functools.cache
+def _tree_digest(module: str) -> str:
+    tree = ast.parse(ast.unparse(_tree(module)))  # a copy: the cached tree stays whole
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that a result depends on, without importing the packages."""
+    packages = ("torch", "monai", "numpy", "scipy", "SimpleITK", "kdpipe")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"python": sys.version.split()[0], "machine": platform.machine(), **versions}

@@ -1,0 +1,174 @@
+"""Scores on the prepared grid come back to the native grid: exactly where that is possible."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from kdpipe.cards import Preset
+from kdpipe.data.geometry import Grid, to_array
+from kdpipe.data.preprocess import prepare_images, prepare_label
+from kdpipe.errors import DataError
+from kdpipe.infer.restore import restore_case, restore_labels
+
+AFFINES = {
+    "RAS": np.diag([1.1, 0.9, 2.7, 1.0]),
+    "LPS": np.array([[-0.8, 0, 0, 90.5], [0, -0.8, 0, 12.25], [0, 0, 3.0, -7.1], [0, 0, 0, 1]]),
+    "AIL": np.array([[0, 0, -2.0, 30], [1.5, 0, 0, -20], [0, -3.0, 0, 10], [0, 0, 0, 1]]),
+    "SPR": np.array([[0, 0, 0.7, 3], [0, -1.3, 0, 4], [2.2, 0, 0, -500.3], [0, 0, 0, 1]]),
+}
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]] @ np.diag([1.2, 1.2, 2.5])
+AFFINES["oblique"] = OBLIQUE
+
+
+def preset(**changes: Any) -> Preset:
+    window = {"kind": "window", "low": 0, "high": 100}
+    return Preset.model_validate({"intensity": window, "patch": (8, 8, 8)} | changes)
+
+
+def blobs(shape: tuple[int, int, int] = (26, 22, 18)) -> np.ndarray:
+    x, y, z = np.indices(shape) / (np.array(shape)[:, None, None, None] - 1.0)
+    label = np.zeros(shape, np.uint8)
+    label[(x - 0.4) ** 2 + (y - 0.45) ** 2 + (z - 0.5) ** 2 < 0.06] = 1
+    label[(x - 0.7) ** 2 + (y - 0.6) ** 2 + (z - 0.5) ** 2 < 0.03] = 2
+    return label
+
+
+def native_case(folder: Path, affine: np.ndarray) -> tuple[sitk.Image, sitk.Image, Path]:
+    label = blobs()
+    image = np.where(label > 0, 80, 0) + np.random.default_rng(0).integers(1, 9, label.shape)
+    image[:3] = image[-2:] = image[:, :, :2] = 0
+    files = folder / "image.nii.gz", folder / "label.nii.gz"
+    for file, array in zip(files, (image.astype(np.int16), label), strict=True):
+        nibabel.save(nibabel.Nifti1Image(array, affine), file)
+    return sitk.ReadImage(str(files[0])), sitk.ReadImage(str(files[1])), files[1]
+
+
+def one_hot(label: np.ndarray, n: int = 3) -> np.ndarray:
+    return np.stack([label == i for i in range(n)]).astype(np.float32)
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * np.logical_and(one, other).sum() / (one.sum() + other.sum())
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("code", ["RAS", "IPL"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_way_back_is_exact_without_resampling(
+    tmp_path: Path, name: str, code: str, crop: bool
+) -> None:
+    image, label, file = native_case(tmp_path, AFFINES[name])
+    _, geometry = prepare_images([image], preset(orientation=code, crop_foreground=crop))
+    prepared = prepare_label(label, geometry)
+    assert (prepared.size < label.GetNumberOfPixels()) == crop
+
+    written = nibabel.load(restore_case(one_hot(prepared), geometry, tmp_path / "out", "case_1"))
+    expected = nibabel.load(file)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected.dataobj))
+    np.testing.assert_allclose(written.affine, expected.affine, atol=1e-6)
+    assert written.get_data_dtype() == np.uint8
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["case_1.nii.gz"]
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 0.7, 1.9), (1.5, 1.5, 2.0)])
+def test_way_back_is_close_after_resampling(tmp_path: Path, name: str, spacing: Any) -> None:
+    image, label, file = native_case(tmp_path, AFFINES[name])
+    chosen = preset(spacing=spacing, crop_foreground=True)
+    _, geometry = prepare_images([image], chosen)
+    prepared = prepare_label(label, geometry)
+    smooth = np.stack([ndimage.gaussian_filter(part, 0.5) for part in one_hot(prepared)])
+    written = restore_labels(smooth, geometry)
+    assert Grid.of(written) == Grid.of(image)
+    for i in (1, 2):
+        assert overlap(to_array(written) == i, to_array(label) == i) > 0.95, i
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_interpolated_labels_are_those_of_the_full_interpolation(tmp_path: Path, name: str) -> None:
+    """The shortcut for agreeing neighbours must not change one voxel."""
+    image, _, _ = native_case(tmp_path, AFFINES[name])
+    _, geometry = prepare_images([image], preset(spacing=(1.7, 1.4, 2.1)))
+    noise = np.random.default_rng(1).normal(size=(5, *geometry["prepared"]["size"]))
+    scores = np.stack([ndimage.gaussian_filter(part, 1.0) for part in noise]).astype(np.float32)
+
+    native, prepared = (Grid.from_dict(geometry[key]) for key in ("native", "prepared"))
+    index = np.indices(native.size).reshape(3, -1)
+    points = native.axes @ (index * np.array(native.spacing)[:, None])
+    points += np.array(native.origin)[:, None] - np.array(prepared.origin)[:, None]
+    where = (prepared.axes.T @ points) / np.array(prepared.spacing)[:, None]
+    full = np.stack([ndimage.map_coordinates(s, where, order=1, mode="nearest") for s in scores])
+    ranked = np.sort(full, axis=0)
+    clear = (ranked[-1] - ranked[-2] > 1e-4).reshape(native.size)
+    assert clear.mean() > 0.99
+
+    got = to_array(restore_labels(scores, geometry))
+    np.testing.assert_array_equal(got[clear], full.argmax(axis=0).reshape(native.size)[clear])
+
+
+def test_outside_the_crop_is_background(tmp_path: Path) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES["AIL"])
+    _, geometry = prepare_images([image], preset(spacing=(1.0, 1.0, 1.0), crop_foreground=True))
+    everywhere_1 = np.zeros((2, *geometry["prepared"]["size"]), np.float32)
+    everywhere_1[1] = 1
+    got = to_array(restore_labels(everywhere_1, geometry))
+    assert got.max() == 1
+    assert not got[0].any()
+    assert got[to_array(image) > 0].all()
+
+
+def test_ties_go_to_the_background(tmp_path: Path) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES["RAS"])
+    _, geometry = prepare_images([image], preset())
+    assert not to_array(restore_labels(np.zeros((3, 26, 22, 18), np.float32), geometry)).any()
+
+
+def test_logits_of_any_sign_and_layout_are_taken(tmp_path: Path) -> None:
+    image, label, _ = native_case(tmp_path, AFFINES["LPS"])
+    _, geometry = prepare_images([image], preset(spacing=(1.0, 1.0, 2.0)))
+    scores = one_hot(prepare_label(label, geometry)) * 7 - 20
+    turned = np.ascontiguousarray(scores.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
+    expected = to_array(restore_labels(scores, geometry))
+    assert set(np.unique(expected)) == {0, 1, 2}
+    np.testing.assert_array_equal(to_array(restore_labels(turned, geometry)), expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES["RAS"])
+    _, geometry = prepare_images([image], preset())
+    scores = np.zeros((3, 26, 22, 18), np.float32)
+    scores[2, 5, 5, 5] = value
+    with pytest.raises(DataError, match="case 'case_9': scores have NaN or infinite"):
+        restore_case(scores, geometry, tmp_path / "out", "case_9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_another_case_are_refused(tmp_path: Path) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES["RAS"])
+    _, geometry = prepare_images([image], preset())
+    with pytest.raises(DataError, match=r"\(3, 26, 22, 17\), the prepared grid is \(26, 22, 18\)"):
+        restore_labels(np.zeros((3, 26, 22, 17), np.float32), geometry)
+
+
+def test_memory_is_bounded_by_the_label_map() -> None:
+    """No native score volume, let alone one a class: 20 of those would be 128 MB."""
+    scores = np.zeros((20, 30, 30, 30), np.float32)
+    scores[1:, 5:25, 5:25, 5:25] = np.random.default_rng(0).normal(size=(19, 20, 20, 20)) + 3
+    prepared = Grid((30, 30, 30), (4.0,) * 3, (1.5,) * 3, tuple(np.eye(3).ravel()))
+    native = Grid((120, 120, 120), (1.0,) * 3, (0.0,) * 3, prepared.direction)
+    geometry = {"native": native._asdict(), "prepared": prepared._asdict()}
+    tracemalloc.start()
+    restore_labels(scores, geometry)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6

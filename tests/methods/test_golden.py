@@ -1,0 +1,78 @@
+"""Each loss equals the official module's value and gradient on the same inputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+_spec = importlib.util.spec_from_file_location(
+    "golden_cases", Path(__file__).parent.parent / "golden_cases.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+golden_cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden_cases)
+
+
+def _inputs_module(golden: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_inputs", golden / "inputs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("case_id", sorted(golden_cases.CALLS))
+def test_value_and_gradient_equal_the_official_module(case_id: str, golden: Path) -> None:
+    content = json.loads((golden / "losses.json").read_text())
+    case = next(case for case in content["cases"] if case["id"] == case_id)
+    tolerance = content["tolerance"]
+    tensors = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in _inputs_module(golden).make_inputs(case).items()
+    }
+    for name in case["grad_of"]:
+        tensors[name].requires_grad_(True)
+
+    value = golden_cases.CALLS[case_id](tensors, case["config"])
+    value.backward()
+
+    assert value.item() == pytest.approx(case["value_f64"], rel=tolerance["value_f64_rel"])
+    for name in case["grad_of"]:
+        gradient = tensors[name].grad
+        assert gradient is not None
+        expected = case["grad_l2"][name]
+        assert gradient.norm().item() == pytest.approx(expected, rel=tolerance["grad_l2_rel"])
+        first = gradient.flatten()[0].item()
+        assert first == pytest.approx(case["grad_first"][name], rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["kd", "cwd"])
+def test_default_parameters_are_those_of_the_golden_configuration(name: str, golden: Path) -> None:
+    from kdpipe import discover
+
+    case_id = {"kd": "kd.kl_voxelmean_t4", "cwd": "cwd"}[name]
+    cases = json.loads((golden / "losses.json").read_text())["cases"]
+    config = next(case["config"] for case in cases if case["id"] == case_id)
+    params = discover.check_params("methods", name, {})
+    assert params["tau"] == config["tau"]
+    assert params["weight"] == 1.0
+
+
+def test_float32_inputs_stay_within_the_looser_tolerance(golden: Path) -> None:
+    content = json.loads((golden / "losses.json").read_text())
+    for case in content["cases"]:
+        if case["id"] in golden_cases.CALLS:
+            tensors = _inputs_module(golden).make_inputs(case)
+            value = golden_cases.CALLS[case["id"]](tensors, case["config"])
+            assert value.dtype == torch.float32
+            expected = case["value_f32"]
+            assert value.item() == pytest.approx(
+                expected, rel=content["tolerance"]["value_f32_rel"]
+            )

@@ -1,0 +1,80 @@
+# What all rules share: the checked study, its plan, and digests. No logic beyond look-ups.
+import os
+import sys
+
+from kdpipe.config import load_study
+from kdpipe.errors import ConfigError
+from kdpipe.paths import WILDCARDS
+from kdpipe.plan import Plan
+from kdpipe.provenance import canonical, code_digest
+
+# The `kdpipe` that belongs to this Snakemake, whether its environment is activated or not.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
+try:
+    STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
+    PLAN = Plan(STUDY)
+except ConfigError as error:
+    print(f"kdpipe: error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+PATHS, CELLS, RUNS = PLAN.paths, PLAN.cells, PLAN.run_files()
+RESOURCES = STUDY.resources
+TABLES = expand(
+    f"{PATHS.tables(STUDY.study)}/{{name}}",
+    name=["scores.csv", "results.csv", "results.md", "results.tex"],
+)
+
+
+wildcard_constraints:
+    **WILDCARDS,
+
+
+def code(stage):
+    """Params function: digest of the code that a stage runs, for the cell where there is one."""
+
+    def digest_of(wildcards):
+        cell = CELLS[wildcards.cell] if hasattr(wildcards, "cell") else None
+        return code_digest(*PLAN.stage_modules(stage, cell))
+
+    return digest_of
+
+
+def grows(amount):
+    """Resource function: `amount` in the first attempt, twice in the second, and so on."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def of_cell(path):
+    """Input function: `path` with {prepared} and {fold} of the wildcards' cell."""
+
+    def resolve(wildcards):
+        cell = CELLS[wildcards.cell]
+        fold = PATHS.fold(dataset=cell.dataset.name, split=cell.split, fold=cell.fold)
+        raw = PATHS.raw(cell.dataset.name)
+        stage = PATHS.stage(cell.dataset.name, "")
+        return path.format(prepared=PLAN.prepared(cell), fold=fold, raw=raw, stage=stage)
+
+    return resolve
+
+
+def teacher_model(wildcards):
+    """Input function: model.pt of the cell's teacher, or nothing."""
+    folder = PLAN.teacher_folder(CELLS[wildcards.cell])
+    return f"{folder}/model.pt" if folder else []
+
+
+rule configure:
+    # one run.json a stage or cell: rewritten, and its dependents rerun, only when it changes
+    output:
+        "{folder}/run.json",
+    log:
+        "logs/configure/{folder}.log",
+    localrule: True
+    resources:
+        mem_mb=RESOURCES.light.mem_mb,
+        runtime=RESOURCES.light.runtime,
+    params:
+        run=lambda wildcards: canonical(RUNS[f"{wildcards.folder}/run.json"]),
+    shell:
+        "printf '%s\\n' {params.run:q} > {output} 2> {log}"

@@ -1,0 +1,75 @@
+# From a source to prepared images and a split.
+
+
+def source_files(wildcards):
+    """Files of a local source, so that an edit of one of them is seen; none for the others."""
+    return PLAN.source_files(wildcards.dataset)
+
+
+rule fetch:
+    input:
+        run=f"{PATHS.raw()}/run.json",
+        files=source_files,
+    output:
+        manifest=f"{PATHS.raw()}/manifest.tsv",
+    log:
+        "logs/fetch/{dataset}.log",
+    benchmark:
+        "benchmarks/fetch/{dataset}.tsv"
+    threads: 1
+    resources:
+        mem_mb=grows(RESOURCES.light.mem_mb),
+        runtime=grows(RESOURCES.light.runtime),
+    params:
+        code=code("fetch"),
+        raw=f"{PATHS.raw()}/files",
+    shell:
+        "exec kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
+        " > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        run=f"{PATHS.prepared()}/run.json",
+        manifest=f"{PATHS.raw()}/manifest.tsv",
+    output:
+        cases=f"{PATHS.prepared()}/cases.tsv",
+        fingerprint=f"{PATHS.prepared()}/fingerprint.json",
+    log:
+        "logs/prepare/{dataset}/{preset}.log",
+    benchmark:
+        "benchmarks/prepare/{dataset}/{preset}.tsv"
+    retries: RESOURCES.prepare.retries
+    threads: RESOURCES.prepare.threads
+    resources:
+        mem_mb=grows(RESOURCES.prepare.mem_mb),
+        runtime=grows(RESOURCES.prepare.runtime),
+    params:
+        code=code("prepare"),
+        # no output: what is prepared survives a failure, and a rerun goes on from there
+        store=f"{PATHS.prepared()}/cases",
+    shell:
+        "exec kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
+        " --cases {output.cases} --fingerprint {output.fingerprint} --code {params.code}"
+        " --workers {threads} --memory-mb {resources.mem_mb} > {log} 2>&1"
+
+
+rule split:
+    input:
+        run=f"{PATHS.fold()}/run.json",
+        cases=lambda wildcards: f"{PLAN.prepared_of(wildcards.dataset)}/cases.tsv",
+    output:
+        f"{PATHS.fold()}/split.json",
+    log:
+        "logs/split/{dataset}/{split}/fold{fold}.log",
+    benchmark:
+        "benchmarks/split/{dataset}/{split}/fold{fold}.tsv"
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=RESOURCES.light.mem_mb,
+        runtime=RESOURCES.light.runtime,
+    params:
+        code=code("split"),
+    shell:
+        "exec kdpipe split --run {input.run} --cases {input.cases} --out {output} > {log} 2>&1"

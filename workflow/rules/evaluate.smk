@@ -1,0 +1,27 @@
+# Scores of every test case; the only stage that opens test labels.
+
+
+rule evaluate:
+    input:
+        run=of_cell("{stage}evaluate/run.json"),
+        cell="{cell}/run.json",
+        predictions="{cell}/predictions",
+        split=of_cell("{fold}/split.json"),
+        manifest=of_cell("{raw}/manifest.tsv"),
+    output:
+        "{cell}/metrics.csv",
+    log:
+        "logs/evaluate/{cell}.log",
+    benchmark:
+        "benchmarks/evaluate/{cell}.tsv"
+    retries: RESOURCES.evaluate.retries
+    threads: RESOURCES.evaluate.threads
+    resources:
+        mem_mb=grows(RESOURCES.evaluate.mem_mb),
+        runtime=grows(RESOURCES.evaluate.runtime),
+    params:
+        code=code("evaluate"),
+    shell:
+        "exec kdpipe evaluate --run {input.run} --cell {input.cell}"
+        " --prediction {input.predictions} --split {input.split} --manifest {input.manifest}"
+        " --workers {threads} --out {output} > {log} 2>&1"

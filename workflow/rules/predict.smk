@@ -1,0 +1,27 @@
+# Label maps of the test cases, on the native grid.
+
+
+rule predict:
+    input:
+        run=of_cell("{stage}predict/run.json"),
+        model="{cell}/model.pt",
+        split=of_cell("{fold}/split.json"),
+        cases=of_cell("{prepared}/cases.tsv"),
+    output:
+        directory("{cell}/predictions"),
+    log:
+        "logs/predict/{cell}.log",
+    benchmark:
+        "benchmarks/predict/{cell}.tsv"
+    retries: RESOURCES.predict.retries
+    threads: RESOURCES.predict.threads
+    resources:
+        mem_mb=grows(RESOURCES.predict.mem_mb),
+        runtime=grows(RESOURCES.predict.runtime),
+        gpu=RESOURCES.predict.gpu,
+    params:
+        code=code("predict"),
+        prepared=of_cell("{prepared}"),
+    shell:
+        "exec kdpipe predict --run {input.run} --model {input.model} --prepared {params.prepared}"
+        " --split {input.split} --out {output} > {log} 2>&1"

@@ -1,0 +1,27 @@
+# The tables of the study.
+
+
+rule tabulate:
+    input:
+        run=f"{PATHS.tables()}/run.json",
+        scores=expand("{cell}/metrics.csv", cell=CELLS),
+        facts=expand("{cell}/model.json", cell=CELLS),
+    output:
+        scores=f"{PATHS.tables()}/scores.csv",
+        results=f"{PATHS.tables()}/results.csv",
+        markdown=f"{PATHS.tables()}/results.md",
+        latex=f"{PATHS.tables()}/results.tex",
+    log:
+        "logs/tables/{study}.log",
+    benchmark:
+        "benchmarks/tables/{study}.tsv"
+    localrule: True
+    threads: 1
+    resources:
+        mem_mb=RESOURCES.light.mem_mb,
+        runtime=RESOURCES.light.runtime,
+    params:
+        code=code("tables"),
+        folder=PATHS.tables(),
+    shell:
+        "exec kdpipe tables --run {input.run} --out {params.folder} > {log} 2>&1"

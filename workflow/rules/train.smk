@@ -1,0 +1,64 @@
+# Teachers, then students: the same engine, one job a cell of the grid.
+
+
+rule train_teacher:
+    input:
+        run="{cell}/run.json",
+        split=of_cell("{fold}/split.json"),
+        cases=of_cell("{prepared}/cases.tsv"),
+    output:
+        model="{cell}/model.pt",
+        facts="{cell}/model.json",
+        history="{cell}/train.csv",
+    log:
+        "logs/train/{cell}.log",
+    benchmark:
+        "benchmarks/train/{cell}.tsv"
+    wildcard_constraints:
+        cell=r".+/teachers/.+/seed\d+",
+    retries: RESOURCES.train.retries
+    threads: RESOURCES.train.threads
+    resources:
+        mem_mb=grows(RESOURCES.train.mem_mb),
+        runtime=grows(RESOURCES.train.runtime),
+        gpu=RESOURCES.train.gpu,
+    params:
+        code=code("train"),
+        prepared=of_cell("{prepared}"),
+        state="{cell}/checkpoint",  # no output: Snakemake deletes the outputs of a failed job
+    shell:
+        "exec kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
+        " --state {params.state} --model {output.model} --code {params.code} > {log} 2>&1"
+
+
+rule distill:
+    input:
+        run="{cell}/run.json",
+        split=of_cell("{fold}/split.json"),
+        cases=of_cell("{prepared}/cases.tsv"),
+        teacher=teacher_model,
+    output:
+        model="{cell}/model.pt",
+        facts="{cell}/model.json",
+        history="{cell}/train.csv",
+    log:
+        "logs/train/{cell}.log",
+    benchmark:
+        "benchmarks/train/{cell}.tsv"
+    wildcard_constraints:
+        cell=r".+/students/.+/seed\d+",
+    retries: RESOURCES.train.retries
+    threads: RESOURCES.train.threads
+    resources:
+        mem_mb=grows(RESOURCES.train.mem_mb),
+        runtime=grows(RESOURCES.train.runtime),
+        gpu=RESOURCES.train.gpu,
+    params:
+        code=code("train"),
+        prepared=of_cell("{prepared}"),
+        state="{cell}/checkpoint",
+        teacher=lambda wildcards, input: f"--teacher {input.teacher}" if input.teacher else "",
+    shell:
+        "exec kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
+        " --state {params.state} --model {output.model} {params.teacher} --code {params.code}"
+        " > {log} 2>&1"
