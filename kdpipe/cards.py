@@ -190,25 +190,37 @@ class ZScore(_Model):
     nonzero: bool = Field(True, description="statistics over non-zero voxels only")
 
 
-class Preset(_Model):
-    """One way to prepare the images; all lengths are in the order x, y, z of `orientation`."""
+class Preparation(_Model):
+    """How images are prepared; lengths are in the order x, y, z of `orientation`."""
 
-    orientation: str = Field(
-        "RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's"
-    )
+    orientation: str = Field("RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's")
     spacing: Spacing | None = Field(None, description="mm; null keeps each case's own")
     image_interpolation: Literal["linear", "bspline"] = "bspline"
     intensity: Annotated[Window | ZScore, Field(discriminator="kind")]
     crop_foreground: bool = Field(False, description="crop to voxels above the lowest intensity")
-    patch: tuple[int, int, int] = Field(description="training and sliding-window patch, voxels")
 
     @model_validator(mode="after")
-    def _positive(self) -> Preset:
-        if any(size < 1 for size in self.patch):
-            raise ValueError(f"patch sides must be at least 1 voxel, given {self.patch}")
+    def _positive_spacing(self) -> Preparation:
         if self.spacing is not None and any(step <= 0 for step in self.spacing):
             raise ValueError(f"spacing must be positive, given {self.spacing}")
         return self
+
+
+class Preset(Preparation):
+    """A preparation and the patch that suits it."""
+
+    patch: tuple[int, int, int] = Field(description="training and sliding-window patch, voxels")
+
+    @model_validator(mode="after")
+    def _positive_patch(self) -> Preset:
+        if any(size < 1 for size in self.patch):
+            raise ValueError(f"patch sides must be at least 1 voxel, given {self.patch}")
+        return self
+
+    @property
+    def preparation(self) -> Preparation:
+        """The part that the prepared images depend on."""
+        return Preparation.model_validate(self.model_dump(exclude={"patch"}))
 
 
 class Card(_Model):

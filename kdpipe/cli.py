@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _path(fetch, "--run", "run.json of the data set's source")
     _path(fetch, "--raw", "folder for downloaded or generated files")
     _path(fetch, "--manifest", "table of cases to write")
+    fetch.add_argument("--code", default="", help="digest of the code, kept with generated files")
 
     prepare = _add(commands, "prepare", _prepare, "check, resample and store the images")
     _path(prepare, "--run", "run.json of the preparation")
@@ -149,11 +150,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _fetch(given: argparse.Namespace) -> None:
     from kdpipe.data.fetch import fetch
 
-    fetch(_json(given.run), given.raw, given.manifest)
+    fetch(_json(given.run), given.raw, given.manifest, given.code)
 
 
 def _prepare(given: argparse.Namespace) -> None:
-    from kdpipe.cards import Labels, Preset
+    from kdpipe.cards import Labels, Preparation
     from kdpipe.data.layout import read_manifest
     from kdpipe.data.prepare import prepare
     from kdpipe.provenance import digest
@@ -161,7 +162,7 @@ def _prepare(given: argparse.Namespace) -> None:
     run = _json(given.run)
     prepare(
         read_manifest(given.manifest),
-        Preset.model_validate(run["preset"]),
+        Preparation.model_validate(run["preset"]),
         Labels.model_validate(run["labels"]),
         run["channels"],
         store=given.store,

@@ -163,8 +163,8 @@ class Plan:
         card = self.cards[use.name]
         needed = {"id", "channels", "access", "generator", "files", "layout"}
         run = card.model_dump(mode="json", include=needed)
-        if card.generator is not None:
-            run["structures"] = card.labels.structures
+        if card.generator is not None:  # the others do not depend on what labels are called
+            run["labels"] = card.labels.model_dump(mode="json")
         return run | {"source": self.study.data_source.get(use.name)}
 
     def _prepare_run(self, use: DatasetUse) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Plan:
                 },
                 "may_be_absent": absent if absent == "all" else [f"label_{ids[n]}" for n in absent],
             },
-            "preset": card.preset(use.preset).model_dump(mode="json"),
+            "preset": card.preset(use.preset).preparation.model_dump(mode="json"),
         }
 
     def _split_run(self, use: DatasetUse, split: str, fold: int) -> dict[str, Any]:

@@ -112,8 +112,11 @@ class Grid(NamedTuple):
 
 
 def to_array(image: sitk.Image) -> np.ndarray:
-    """Return a view of the voxels of a 3D image as `(x, y, z)`."""
-    return sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    """Return a copy of the voxels of a 3D image as `(x, y, z)`.
+
+    SimpleITK's view would be cheaper, but it dangles as soon as the image is collected.
+    """
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
 def to_image(array: np.ndarray, grid: Grid) -> sitk.Image:

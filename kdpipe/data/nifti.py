@@ -39,14 +39,11 @@ def count_non_finite(file: Path) -> int:
     """
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
         header = _read_header(stream)
-        rest, length, wrong = b"", 0, 0
-        while chunk := stream.read(_CHUNK):
+        length, wrong = 0, 0
+        while chunk := stream.read(_CHUNK):  # whole voxels, but perhaps at the end of the file
             length += len(chunk)
             if header.float_type:
-                chunk = rest + chunk
-                whole = len(chunk) - len(chunk) % np.dtype(header.float_type).itemsize
-                rest = chunk[whole:]
-                wrong += _non_finite(chunk[:whole], header.float_type)
+                wrong += _non_finite(chunk, header.float_type)
     if length < header.n_bytes:
         raise EOFError(f"{length} bytes of voxels, the header promises {header.n_bytes}")
     return wrong
@@ -74,5 +71,5 @@ def _read_header(stream: IO[bytes]) -> _Header:
 
 
 def _non_finite(content: bytes, float_type: str) -> int:
-    values = np.frombuffer(content, float_type)
+    values = np.frombuffer(content, float_type, len(content) // np.dtype(float_type).itemsize)
     return int(values.size - np.isfinite(values).sum())

@@ -25,7 +25,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from kdpipe.atomic import atomic_path, write_json
-from kdpipe.cards import Labels, Preset
+from kdpipe.cards import Labels, Preparation
 from kdpipe.data.fingerprint import describe, intensity_under
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.data.integrity import check_case, read_case
@@ -51,7 +51,7 @@ _WORKER_MB = 200
 
 def prepare(
     manifest_cases: Sequence[Case],
-    preset: Preset,
+    preset: Preparation,
     labels: Labels,
     channels: Sequence[str],
     store: Path,
@@ -106,7 +106,7 @@ def case_digest(case: Case, digest: str) -> str:
 
 def prepare_case(
     case: Case,
-    preset: Preset,
+    preset: Preparation,
     labels: Labels,
     channels: Sequence[str],
     store: Path,
@@ -139,7 +139,7 @@ def prepare_case(
 
 
 def affordable_workers(
-    cases: Sequence[Case], preset: Preset, workers: int, memory_mb: int | None
+    cases: Sequence[Case], preset: Preparation, workers: int, memory_mb: int | None
 ) -> int:
     """Return how many workers fit into the memory if each holds the largest case; at least 1."""
     workers = max(1, min(workers, len(cases)))
@@ -155,7 +155,7 @@ def affordable_workers(
     return fitting
 
 
-def estimated_mb(case: Case, preset: Preset) -> int:
+def estimated_mb(case: Case, preset: Preparation) -> int:
     """Estimate from the headers the memory that preparing a case takes, MB; 0 if unreadable.
 
     Counted a voxel: raw, oriented and float copies of each channel (16 bytes), B-spline
@@ -249,9 +249,10 @@ def _stored_digest(folder: Path) -> str | None:
     if not is_complete(folder):
         return None
     try:
-        return json.loads((folder / "geometry.json").read_text(encoding="utf-8")).get("digest")
+        stored: dict[str, Any] = json.loads((folder / "geometry.json").read_text(encoding="utf-8"))
     except ValueError:
         return None
+    return stored.get("digest")
 
 
 def _write_table(

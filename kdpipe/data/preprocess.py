@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.cards import Preset, Window, ZScore
+from kdpipe.cards import Preparation, Window, ZScore
 from kdpipe.data.geometry import Grid, labels_at, to_array, to_image
 from kdpipe.errors import DataError
 
@@ -21,7 +21,7 @@ CROP_MARGIN = 2
 
 
 def prepare_images(
-    images: Sequence[sitk.Image], preset: Preset
+    images: Sequence[sitk.Image], preset: Preparation
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Prepare the channels of one case.
 
@@ -42,14 +42,14 @@ def prepare_images(
     oriented = [sitk.DICOMOrient(image, preset.orientation) for image in images]
     grid = Grid.of(oriented[0])
     full = grid if preset.spacing is None else grid.respaced(preset.spacing)
-    channels = [_resample(image, full, preset.image_interpolation) for image in oriented]
+    image = np.stack([_resample(channel, full, preset.image_interpolation) for channel in oriented])
+    foreground = _foreground(oriented, full, preset.intensity)
     if isinstance(preset.intensity, Window):
-        image, intensity = _window(channels, preset.intensity)
-        foreground = image > 0
+        intensity = _window(image, preset.intensity)
     else:
-        image, intensity, foreground = _zscore(channels, oriented, full, preset.intensity)
+        intensity = _zscore(image, foreground, oriented, preset.intensity)
     box = _bounding_box(foreground.any(axis=0)) if preset.crop_foreground else _everything(full)
-    image = image[:, *box]
+    image = np.ascontiguousarray(image[:, *box])
     prepared = full.cropped([side.start for side in box], image.shape[1:])
     return image, {
         "native": native._asdict(),
@@ -100,8 +100,25 @@ def _resample(image: sitk.Image, grid: Grid, interpolation: str) -> np.ndarray:
     return np.clip(to_array(resampled), voxels.min(), voxels.max(), order="C")
 
 
-def _window(channels: list[np.ndarray], window: Window) -> tuple[np.ndarray, dict[str, Any]]:
-    image = np.stack(channels)
+def _foreground(
+    oriented: Sequence[sitk.Image], grid: Grid, intensity: Window | ZScore
+) -> np.ndarray:
+    """Return where the raw image is above the window's low, or not zero: (C, X, Y, Z) bool.
+
+    The mask is resampled by itself: around a background of one value a B-spline rings, and hardly
+    a voxel would have exactly that value afterwards.
+    """
+    foreground = np.empty((len(oriented), *grid.size), bool)
+    for number, raw in enumerate(oriented):
+        voxels = to_array(raw)
+        mask = voxels > intensity.low if isinstance(intensity, Window) else voxels != 0
+        coordinates, _ = Grid.of(raw).coordinates_of(grid)
+        foreground[number] = labels_at(mask.astype(np.uint8), coordinates)
+    return foreground
+
+
+def _window(image: np.ndarray, window: Window) -> dict[str, Any]:
+    """Scale `image` (C, X, Y, Z) in place; return what was done."""
     np.clip(image, window.low, window.high, out=image)
     image -= window.low
     image /= window.high - window.low
@@ -111,42 +128,40 @@ def _window(channels: list[np.ndarray], window: Window) -> tuple[np.ndarray, dic
                 f"channel {number}: every voxel is on one side of the window [{window.low:g}, "
                 f"{window.high:g}]; check the image's units or the preset's window"
             )
-    return image, window.model_dump()
+    return window.model_dump()
 
 
 def _zscore(
-    channels: list[np.ndarray], oriented: list[sitk.Image], grid: Grid, zscore: ZScore
-) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
-    """Return the scaled image, its statistics, and where the raw image is not zero.
+    image: np.ndarray, foreground: np.ndarray, oriented: Sequence[sitk.Image], zscore: ZScore
+) -> dict[str, Any]:
+    """Scale `image` (C, X, Y, Z) in place; return the statistics, one of each a channel.
 
-    Statistics and mask come from the image before resampling: around a zero background a B-spline
-    rings, and hardly a voxel would be exactly zero afterwards. With `nonzero` the background
-    stays 0, as in MONAI's `NormalizeIntensity`.
+    They come from the image before resampling. With `nonzero` the background stays 0, as in
+    MONAI's `NormalizeIntensity`.
     """
-    image = np.stack(channels)
-    foreground = np.empty(image.shape, bool)
     means, deviations = [], []
     for number, raw in enumerate(oriented):
         voxels = to_array(raw)
-        mask = voxels != 0
-        values = voxels[mask] if zscore.nonzero else voxels
+        values = voxels[voxels != 0] if zscore.nonzero else voxels
         mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
         if deviation == 0:
             raise DataError(
                 f"channel {number}: all non-zero voxels are equal, a z-score needs a spread; "
                 "replace the image or set nonzero: false in the preset"
             )
-        coordinates, _ = Grid.of(raw).coordinates_of(grid)
-        foreground[number] = labels_at(mask.astype(np.uint8), coordinates)
-        image[number] = (image[number] - mean) / deviation
+        image[number] -= mean
+        image[number] /= deviation
         means.append(mean)
         deviations.append(deviation)
     if zscore.nonzero:
         image[~foreground] = 0
-    return image, {**zscore.model_dump(), "mean": means, "sd": deviations}, foreground
+    return {**zscore.model_dump(), "mean": means, "sd": deviations}
 
 
 def _bounding_box(foreground: np.ndarray) -> tuple[slice, ...]:
+    """Return the box of the true voxels with its margin; the whole volume if there are none."""
+    if not foreground.any():
+        return tuple(slice(0, n) for n in foreground.shape)
     box = []
     for axis, n in enumerate(foreground.shape):
         others = tuple(other for other in range(foreground.ndim) if other != axis)

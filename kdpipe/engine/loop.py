@@ -260,9 +260,7 @@ def learning_rate(settings: Training, done: float) -> float:
     if settings.schedule == "poly":
         return settings.learning_rate * (1.0 - done) ** 0.9
     if settings.schedule == "cosine":
-        return (
-            settings.learning_rate * 0.5 * (1.0 + float(torch.cos(torch.tensor(done * torch.pi))))
-        )
+        return settings.learning_rate * 0.5 * (1.0 + math.cos(done * math.pi))
     return settings.learning_rate
 
 

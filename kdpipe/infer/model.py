@@ -67,7 +67,7 @@ def load_model(path: Path) -> TrainedModel:
             spec["name"], spec["params"], spec["in_channels"], spec["out_channels"]
         )
         network.load_state_dict(content["weights"])
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: not a usable kdpipe model ({error}); train it again") from error
     network.eval().requires_grad_(False)
     return TrainedModel(network, content["run"], content["preparation"])

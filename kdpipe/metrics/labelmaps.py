@@ -138,7 +138,7 @@ def _as_labels(values: np.ndarray, path: Path, case: str) -> np.ndarray:
             f"case {case}: labels of {path} range from {low} to {high}; "
             f"they must lie in [0, {MAX_LABEL}]: renumber them"
         )
-    return values.astype(np.uint8 if high < 257 else np.uint16, copy=False)
+    return values.astype(np.uint8 if high < 256 else np.uint16, copy=False)
 
 
 def _refuse_other_than_whole(wrong: np.ndarray, path: Path, case: str) -> None:

@@ -14,6 +14,7 @@ from kdpipe.data.layout import Case
 
 from kdpipe.cards import Labels
 from kdpipe.data.integrity import check_case, read_case
+from kdpipe.data.nifti import count_non_finite
 from kdpipe.errors import DataError
 
 SHAPE = (12, 10, 8)
@@ -245,6 +246,22 @@ def test_truncated_uncompressed_file_is_refused(case: Case, tmp_path: Path) -> N
     plain.write_bytes(plain.read_bytes()[:-50])
     with pytest.raises(DataError, match="the header promises"):
         check(replace(case, images=(plain,)))
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("name", ["volume.nii", "volume.nii.gz"])
+def test_non_finite_voxels_are_counted_in_every_encoding(
+    tmp_path: Path, kind: type, dtype: str, name: str
+) -> None:
+    array = np.random.default_rng(0).normal(size=(70, 70, 30)).astype(dtype)
+    image = kind(array, np.eye(4), kind.header_class(endianness=dtype[0]))
+    image.set_data_dtype(dtype)
+    nibabel.save(image, tmp_path / name)
+    assert count_non_finite(tmp_path / name) == 0
+    array[0, 0, 0], array[-1, -1, -1], array[40, 3, 29] = np.nan, -np.inf, np.inf
+    nibabel.save(image, tmp_path / name)
+    assert count_non_finite(tmp_path / name) == 3
 
 
 def test_displacement_below_the_limit_passes(case: Case) -> None:

@@ -262,6 +262,15 @@ def test_crop_follows_the_image_and_not_the_label() -> None:
     assert prepare_label(sitk.GetImageFromArray(label), geometry).all()
 
 
+def test_specks_that_resampling_removes_leave_the_whole_volume() -> None:
+    raw = np.zeros((9, 9, 9), np.float32)
+    raw[3, 3, 3], raw[5, 5, 4] = 5, 9
+    chosen = preset(spacing=(2.3, 2.3, 2.3), crop_foreground=True, intensity={"kind": "zscore"})
+    got, geometry = prepare_images([sitk.GetImageFromArray(raw)], chosen)
+    assert got.shape == (1, 4, 4, 4)
+    assert geometry["crop_start"] == [0, 0, 0]
+
+
 def test_pad_value_is_the_smallest_of_a_windowed_image() -> None:
     image = sitk.GetImageFromArray(np.linspace(0, 200, 1000, dtype=np.float32).reshape(10, 10, 10))
     _, geometry = prepare_images([image], preset())

@@ -25,7 +25,7 @@ rule fetch:
         raw=f"{PATHS.raw()}/files",
     shell:
         "exec kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
-        " > {log} 2>&1"
+        " --code {params.code} > {log} 2>&1"
 
 
 rule prepare:

@@ -1,0 +1,175 @@
+"""The loop: what is logged, what is selected, and going on after a stop as if there was none."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kdpipe.config import Training
+from kdpipe.engine.loop import Learner, Trainer, learning_rate
+from kdpipe.engine.state import Checkpoint, weights_digest
+from kdpipe.engine.taps import TapRecorder
+from kdpipe.errors import Interrupted, TrainingDiverged
+from kdpipe.methods.base import Context, Distiller, Outputs, Progress
+
+STAGES = {"enc1": "0", "logits": "3"}
+
+
+class Adversarial(Distiller):
+    """A method with everything that a state can hold: adapter, memory, critic."""
+
+    def __init__(self) -> None:
+        super().__init__(None, Context(num_classes=3, spatial_dims=3))
+        self.adapter = nn.Conv3d(4, 3, 1)
+        self.critic = nn.Linear(3, 1)
+        self.register_buffer("memory", torch.zeros(3))
+        self.memory: Tensor
+
+    def student_taps(self) -> tuple[str, ...]:
+        return ("enc1",)
+
+    def forward(
+        self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
+    ) -> dict[str, Tensor]:
+        feature = self.adapter(student.features["enc1"]).mean((0, 2, 3, 4))
+        pull = (feature - self.memory.clone()).square().sum()
+        self.memory.lerp_(feature.detach(), 0.1)
+        return {"memory": 0.1 * pull, "critic": 0.1 * self.critic(feature).mean().tanh()}
+
+    def critic_loss(self, student: Outputs, teacher: Outputs | None) -> Tensor:
+        return self.critic(student.logits.detach().mean((2, 3, 4))).square().mean()
+
+    def critic_parameters(self) -> Iterator[nn.Parameter]:
+        return self.critic.parameters()
+
+
+def build(folder: Path, batches: Callable[[int], Any] | None = None, **training: Any) -> Trainer:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(0.3), nn.Conv3d(4, 3, 1)
+    )
+    method = Adversarial()
+    recipe: dict[str, Any] = {"epochs": 4, "validate_every": 2, "checkpoint_seconds": 0} | training
+    settings = Training(**recipe)
+    return Trainer(
+        settings,
+        steps_per_epoch=3,
+        student=Learner(network, TapRecorder(network, STAGES, method.student_taps())),
+        teacher=None,
+        method=method,
+        batches=batches or (lambda start: batches_from(start, 12)),
+        validate=lambda net: float(next(net.parameters()).detach().abs().mean()),
+        checkpoint=Checkpoint(folder, "digest"),
+    )
+
+
+def batches_from(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+    for step in range(start, stop):
+        generator = torch.Generator().manual_seed(step)
+        image = torch.randn(2, 1, 6, 6, 6, generator=generator)
+        yield {"image": image, "label": (image[:, 0] > 0.5).long()}
+
+
+def stopped_at(step: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    """Batches that end in the death of the process before `step`."""
+
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        yield from batches_from(start, step)
+        raise ConnectionResetError
+
+    return batches
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_going_on_gives_the_same_bits(tmp_path: Path, ema: float | None, optimizer: str) -> None:
+    whole = build(tmp_path / "whole", ema_decay=ema, optimizer=optimizer)
+    expected = weights_digest(whole.run().weights)
+    for step in (1, 3, 4, 8, 11):
+        folder = tmp_path / f"stopped{step}"
+        trainer = build(folder, stopped_at(step), ema_decay=ema, optimizer=optimizer)
+        with pytest.raises(ConnectionResetError):
+            trainer.run()
+        resumed = build(folder, ema_decay=ema, optimizer=optimizer)
+        torch.manual_seed(99)  # whatever the new process had drawn before
+        assert weights_digest(resumed.run().weights) == expected
+        assert weights_digest(resumed.method.state_dict()) == weights_digest(
+            whole.method.state_dict()
+        )
+        strip = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.rows]
+        assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.rows]
+
+
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        for step, batch in enumerate(batches_from(start, 12), start):
+            if step == 5:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    trainer = build(tmp_path / "state", batches, checkpoint_seconds=1e9)
+    with pytest.raises(Interrupted, match="SIGTERM after step 6 of 12"):
+        trainer.run()
+    expected = weights_digest(build(tmp_path / "whole").run().weights)
+    assert weights_digest(build(tmp_path / "state").run().weights) == expected
+
+
+def test_a_state_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError):
+        build(tmp_path, stopped_at(5)).run()
+    other = build(tmp_path)
+    other.checkpoint.digest = "other"
+    other.run()
+    assert other.rows[0]["step"] == 3
+    assert len(other.rows) == 4
+
+
+def test_log_has_terms_norms_and_validation(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    best = trainer.run()
+    first, second = trainer.rows[:2]
+    parts = first["segmentation"] + first["memory"] + first["critic"]
+    assert first["loss"] == pytest.approx(parts, rel=1e-5)
+    assert {"gradient_norm_segmentation", "gradient_norm_memory"} <= first.keys()
+    assert first["gradient_norm_segmentation"] > 0
+    assert "gradient_norm_memory" not in second
+    assert "validation_dice" in second
+    assert best.epoch in (2, 4)
+    assert best.dice == max(row["validation_dice"] for row in trainer.rows[1::2])
+
+
+def test_adapters_learn_and_critics_learn_apart(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    method = trainer.method
+    assert isinstance(method, Adversarial)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    trainer.run()
+    after = method.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    critics = {id(parameter) for parameter in method.critic_parameters()}
+    assert critics.isdisjoint(map(id, trainer.learnable))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        for batch in batches_from(start, 12):
+            yield {**batch, "image": batch["image"] * float("inf")}
+
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 0 \(segmentation nan"):
+        build(tmp_path, batches).run()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "middle"),
+    [("poly", 1.0, 0.5**0.9), ("cosine", 1.0, 0.5), ("constant", 1.0, 1.0)],
+)
+def test_schedules(schedule: str, start: float, middle: float) -> None:
+    settings = Training.model_validate({"learning_rate": 1.0, "schedule": schedule})
+    assert learning_rate(settings, 0.0) == pytest.approx(start)
+    assert learning_rate(settings, 0.5) == pytest.approx(middle)

@@ -1,0 +1,145 @@
+"""A wrong configuration dies early, with the key, the file and the nearest name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdpipe.config import Entry, Study, json_schema, load_study, read_study
+from kdpipe.errors import ConfigError
+from kdpipe.plan import Plan
+
+SMALL: dict[str, Any] = {
+    "study": "small",
+    "datasets": ["phantom_ct"],
+    "teachers": ["segresnet"],
+    "students": ["unet_tiny"],
+    "methods": ["none", "kd"],
+    "seeds": [0, 1],
+}
+
+
+def test_every_shipped_study_is_valid(root: Path) -> None:
+    overlays = sorted((root / "workflow" / "studies").glob("*.yaml"))
+    assert overlays
+    assert read_study(root / "config.yaml").study == "phantom"
+    for overlay in overlays:
+        assert read_study(root / "config.yaml", overlay).study == overlay.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sedes": [1]}, r"unknown key 'sedes', did you mean 'seeds'\?"),
+        ({"methods": ["kdd"]}, r"unknown method 'kdd': did you mean 'kd'\? Valid: cwd, kd, none"),
+        ({"teachers": ["segresnt"]}, r"unknown net 'segresnt': did you mean 'segresnet'\?"),
+        ({"students": ["nothing_like_it"]}, r"unknown net .* Valid: res_unet, segresnet"),
+        ({"datasets": ["phantom"]}, r"unknown data set 'phantom': did you mean 'phantom_ct'\?"),
+        ({"methods": [{"cwd": {"tua": 1}}]}, r"method 'cwd': unknown key 'tua', did you mean 'tau'"),
+        ({"methods": [{"cwd": {"tau": 0}}]}, r"method 'cwd': tau: .*greater than 0 \(given: 0\)"),
+        ({"methods": ["cwd", {"cwd": {"tau": 2}}]}, r"cwd stands there more than once; .*'as:'"),
+        ({"methods": [{"cwd": {}, "kd": {}}]}, r"an entry is a name or one name with parameters"),
+        ({"methods": [{"cwd": {}, "as": "a/b"}]}, r"label 'a/b' may hold letters"),
+        ({"seeds": [1, 1]}, r"seeds: 1 stands there more than once"),
+        ({"seeds": []}, r"seeds: .*at least 1 item"),
+        ({"training": {"teacher": {"epoch": 3}}}, r"'training.teacher.epoch', did you mean 'epochs'"),
+        ({"training": {"student": {"epochs": "many"}}}, r"training.student.epochs: .*integer"),
+        ({"evaluation": {"protocol": "strict"}}, r"evaluation.protocol: .*'strict_mm'"),
+        ({"datasets": [{"phantom_ct": {"splits": ["kfold"]}}]}, r"no split 'kfold': .*'kfold3'"),
+        ({"datasets": [{"phantom_ct": {"folds": [1]}}]}, r"split 'default' has folds 0 to 0, not 1"),
+        ({"datasets": [{"phantom_ct": {"preset": "fine"}}]}, r"no preset 'fine': Valid: default"),
+        ({"data_source": {"btcv": "x"}}, r"data_source: 'btcv' is no data set of this study"),
+        ({"cards": ["nowhere"]}, r"cards: nowhere is not a folder"),
+    ],
+)
+def test_errors_name_the_key_and_the_nearest_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_study(SMALL | change, "my.yaml")
+    assert str(caught.value).startswith("my.yaml: ")
+    assert caught.value.exit_code == 2
+
+
+def test_the_undistilled_student_is_always_there() -> None:
+    study = load_study(SMALL | {"methods": ["cwd"]})
+    assert [entry.name for entry in study.methods] == ["none", "cwd"]
+
+
+def test_entries_with_parameters_and_labels() -> None:
+    study = load_study(SMALL | {"methods": ["kd", {"kd": {"tau": 2}, "as": "kd_tau2"}]})
+    assert study.methods[2] == Entry(name="kd", params={"tau": 2}, label="kd_tau2")
+    assert Plan(study).cells.keys() >= {
+        "results/phantom_ct/default/fold0/students/segresnet/unet_tiny/kd_tau2/seed1"
+    }
+
+
+def test_the_grid() -> None:
+    two = {"teachers": ["segresnet", "res_unet"], "datasets": [{"phantom_ct": {"splits": ["kfold3"]}}]}
+    plan = Plan(load_study(SMALL | two))
+    cells = list(plan.cells.values())
+    assert len(cells) == 3 * (2 + 2 + 2 * 2)  # folds x (teachers + none x seeds + kd x both x seeds)
+    undistilled = [folder for folder, cell in plan.cells.items() if cell.keys["method"] == "none"]
+    assert all("/students/no_teacher/unet_tiny/none/seed" in folder for folder in undistilled)
+    student = next(cell for cell in cells if cell.keys["method"] == "kd")
+    folder = plan.teacher_folder(student)
+    assert folder is not None
+    assert plan.cells[folder].network == student.teacher
+
+
+def test_a_run_holds_only_what_its_stage_depends_on() -> None:
+    runs = Plan(load_study(SMALL)).run_files()
+    changes: dict[str, tuple[dict[str, Any], set[str]]] = {
+        "overlap": ({"inference": {"overlap": 0.25}}, {"predict"}),
+        "protocol": ({"evaluation": {"protocol": "medpy"}}, {"evaluate"}),
+        "teacher": ({"training": {"teacher": {"epochs": 7}}}, {"teachers"}),
+        "student": ({"training": {"student": {"epochs": 7}}}, {"students"}),
+        "source": ({"data_source": {"phantom_ct": "x"}}, {"raw"}),
+        "resources": ({"resources": {"train": {"gpu": 1}}}, set()),
+    }
+    for change, stages in changes.values():
+        changed = Plan(load_study(SMALL | change)).run_files()
+        assert changed.keys() == runs.keys()
+        different = {path for path in runs if runs[path] != changed[path]}
+        assert bool(different) == bool(stages)
+        assert all(any(f"/{stage}/" in path for stage in stages) for path in different)
+
+
+def test_schema_file_is_in_step(root: Path) -> None:
+    file = root / "workflow" / "schemas" / "config.schema.json"
+    assert json.loads(file.read_text()) == json_schema(), "run: kdpipe schema > " + str(file)
+
+
+
+
+def test_merging_is_snakemakes(tmp_path: Path) -> None:
+    base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
+    base.write_text(yaml.safe_dump(SMALL | {"training": {"teacher": {"epochs": 5, "batch_size": 1}}}))
+    overlay.write_text("training: {teacher: {epochs: 9}}\nseeds: [3]\n")
+    study = read_study(base, overlay)
+    assert study.training.teacher.epochs == 9
+    assert study.training.teacher.batch_size == 1
+    assert study.seeds == (3,)
+
+
+def test_unreadable_yaml_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text("seeds: [1\n")
+    with pytest.raises(ConfigError, match=r"broken.yaml: not readable as YAML"):
+        read_study(file)
+
+
+def test_floor_one_imports_no_heavy_package() -> None:
+    modules = "cli, config, plan, paths, provenance, discover, cards, errors, listing, atomic, progress"
+    code = f"from kdpipe import {modules}; import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "monai", "pandas", "SimpleITK", "scipy"} & set(done.stdout.split())
+
+
+def test_studies_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Study.model_validate(SMALL).study = "other"  # type: ignore[misc]

@@ -1,0 +1,277 @@
+"""After one edit, a dry run plans exactly the jobs that the edit touches.
+
+The graph is the real one on a copy of the checkout. Only the command line is replaced by one that
+writes its outputs and nothing else, so that a finished study costs seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FAKE_CLI = '''
+"""Writes what a stage would write, without doing it."""
+import sys
+from pathlib import Path
+
+FLAGS = ("--manifest", "--cases", "--fingerprint", "--model", "--out")
+OUTPUTS = {
+    "fetch": ("--manifest",), "prepare": ("--cases", "--fingerprint"), "split": ("--out",),
+    "train": ("--model",), "distill": ("--model",), "predict": ("--out",), "evaluate": ("--out",),
+    "tables": ("--out",),
+}
+
+
+def main():
+    stage, *rest = sys.argv[1:]
+    given = dict(zip(rest[::2], rest[1::2]))
+    for flag in OUTPUTS[stage]:
+        path = Path(given[flag])
+        if stage == "predict":
+            path = path / "case.nii.gz"
+        names = {"train": ("model.pt", "model.json", "train.csv"),
+                 "tables": ("scores.csv", "results.csv", "results.md", "results.tex")}
+        names = names.get("train" if stage == "distill" else stage)
+        folder = path.parent if stage in ("train", "distill") else path
+        for file in [folder / name for name in names] if names else [path]:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{stage} {file}")
+    return 0
+'''
+
+CARD = """
+schema_version: 1
+id: mine
+title: A local data set
+modality: CT
+channels: [CT]
+licence: {spdx: CC0-1.0}
+access: {mode: local}
+labels: {raw: {0: background, 1: liver, 2: spleen}}
+splits: {default: {kind: fractions, val: 0.2, test: 0.3}}
+presets:
+  default: {intensity: {kind: window, low: -100, high: 200}, patch: [16, 16, 16]}
+"""
+
+CONFIG = """
+study: tiny
+cards: [cards]
+data_source: {mine: source}
+datasets: [mine]
+teachers: [segresnet]
+students: [unet_tiny]
+methods: [none, {kd: {weight: 1.0}}, cwd]
+seeds: [0, 1]
+"""
+
+
+class Checkout:
+    """A copy of the workflow, in which a study was run to its end."""
+
+    def __init__(self, folder: Path, root: Path):
+        self.folder = folder
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / "kdpipe", folder / "kdpipe", ignore=ignore)
+        shutil.copytree(root / "workflow", folder / "workflow")
+        shutil.copy(root / "Snakefile", folder)
+        self.write("kdpipe/cli.py", FAKE_CLI)
+        self.write("config.yaml", CONFIG)
+        self.write("cards/mine.yaml", CARD)
+        self.write("source/dataset.json", "{}")
+        for case in "ab":
+            for part in ("imagesTr", "labelsTr"):
+                self.write(f"source/{part}/{case}.nii.gz", case)
+
+    def write(self, name: str, text: str) -> None:
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        text = (self.folder / name).read_text()
+        assert old in text, f"{name} no longer holds {old!r}"
+        self.write(name, text.replace(old, new))
+
+    def snakemake(self, *arguments: str) -> str:
+        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def planned(self) -> set[str]:
+        """Rule and cell of every job that a dry run plans, such as ``distill kd/seed0``."""
+        text = self.snakemake("--dry-run")
+        jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: ([^,\n]+)", text, re.M)
+        return {_short(rule, output) for rule, output in jobs if rule != "all"}
+
+
+def _short(rule: str, output: str) -> str:
+    cell = re.search(r"/(teachers|students)/(.+)/(seed\d+)/", output.rsplit("/", 1)[0] + "/")
+    if cell is None:
+        return rule if rule != "configure" else f"configure {Path(output).parent.name}"
+    return f"{rule} {cell[2].rsplit('/', 1)[-1]}/{cell[3]}"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+    made.snakemake("--quiet", "all")
+    return made
+
+
+TEACHER = "segresnet/seed0"
+SEEDS = ("seed0", "seed1")
+
+
+def cells(*methods: str, seeds: tuple[str, ...] = SEEDS) -> list[str]:
+    return [f"{method}/{seed}" for method in methods for seed in seeds]
+
+
+ALL = [TEACHER, *cells("none", "kd", "cwd")]
+
+
+def jobs(rules: str, of: list[str]) -> set[str]:
+    return {f"{rule} {cell}" for rule in rules.split() for cell in of}
+
+
+TRAINED = "distill predict evaluate"
+EVERYTHING = (
+    {f"train_teacher {TEACHER}", "tabulate"}
+    | jobs("distill", cells("none", "kd", "cwd"))
+    | jobs("predict evaluate", ALL)
+)
+Edit = Callable[[Checkout], None]
+
+
+def edit(file: str, old: str, new: str) -> Edit:
+    return lambda checkout: checkout.replace(file, old, new)
+
+
+def touch(*files: str) -> Edit:
+    return lambda checkout: [os.utime(checkout.folder / file) for file in files] and None
+
+
+def new_method(checkout: Checkout) -> None:
+    checkout.write("kdpipe/methods/mine.py", (checkout.folder / "kdpipe/methods/kd.py").read_text())
+
+
+def new_method_used(checkout: Checkout) -> None:
+    new_method(checkout)
+    checkout.replace("config.yaml", "cwd]", "cwd, mine]")
+
+
+CASES: dict[str, tuple[Edit, set[str]]] = {
+    "nothing": (lambda checkout: None, set()),
+    "a comment": (edit("kdpipe/methods/cwd.py", "from __future__", "# why\nfrom __future__"), set()),
+    "a docstring": (edit("kdpipe/engine/loop.py", '"""The training loop', '"""A loop'), set()),
+    "a method": (
+        edit("kdpipe/methods/cwd.py", "dim=2).mean()", "dim=2).sum()"),
+        jobs(TRAINED, cells("cwd")) | {"tabulate"},
+    ),
+    "what methods share": (
+        edit("kdpipe/methods/terms.py", 'reduction="none"', 'reduction="sum"'),
+        jobs(TRAINED, cells("kd", "cwd")) | {"tabulate"},
+    ),
+    "the engine": (edit("kdpipe/engine/loop.py", "self.step += 1", "self.step += 2"), EVERYTHING),
+    "the student's network": (
+        edit("kdpipe/nets/unet_tiny.py", "        0,\n", "        1,\n"),
+        jobs(TRAINED, cells("none", "kd", "cwd")) | {"tabulate"},
+    ),
+    "the teacher's network": (
+        edit("kdpipe/nets/segresnet.py", "check_", "check__"),
+        EVERYTHING - jobs(TRAINED, cells("none")),
+    ),
+    "the metrics": (
+        edit("kdpipe/metrics/surface.py", "def pooled_hausdorff", "def _x(): ...\ndef pooled_hausdorff"),
+        jobs("evaluate", ALL) | {"tabulate"},
+    ),
+    "the way back": (
+        edit("kdpipe/infer/restore.py", "np.uint8", "np.uint16"),
+        jobs("predict evaluate", ALL) | {"tabulate"},
+    ),
+    "the preparation": (
+        edit("kdpipe/data/preprocess.py", "import", "x = 1\nimport"),
+        EVERYTHING | {"prepare", "split"},
+    ),
+    "the report": (edit("kdpipe/report/tables.py", '"mean"', '"average"'), {"tabulate"}),
+    "the command line": (edit("kdpipe/cli.py", "return 0", "return 0 + 0"), set()),
+    "a method's weight": (
+        edit("config.yaml", "weight: 1.0", "weight: 2.0"),
+        jobs("configure " + TRAINED, cells("kd")) | {"tabulate"},
+    ),
+    "the order of keys": (
+        edit("config.yaml", "study: tiny\ncards: [cards]", "cards: [cards]\nstudy: tiny"),
+        set(),
+    ),
+    "a name of a label": (
+        edit("cards/mine.yaml", "liver", "hepar"),
+        jobs("evaluate", ALL) | {"configure evaluate", "tabulate"},
+    ),
+    "a window": (
+        edit("cards/mine.yaml", "high: 200", "high: 250"),
+        EVERYTHING | {"configure default", "prepare", "split"},
+    ),
+    "the overlap of windows": (
+        lambda checkout: checkout.write("config.yaml", CONFIG + "inference: {overlap: 0.25}\n"),
+        jobs("predict evaluate", ALL) | {"configure predict", "tabulate"},
+    ),
+    "the teacher's recipe": (
+        lambda checkout: checkout.write("config.yaml", CONFIG + "training: {teacher: {epochs: 5}}\n"),
+        EVERYTHING - jobs(TRAINED, cells("none")) | {f"configure {TEACHER}"},
+    ),
+    "resources": (
+        lambda checkout: checkout.write("config.yaml", CONFIG + "resources: {train: {mem_mb: 9}}\n"),
+        set(),
+    ),
+    "dates alone": (
+        touch(
+            "source/imagesTr/a.nii.gz",
+            "data/raw/mine/manifest.tsv",
+            f"results/mine/default/fold0/teachers/{TEACHER}/model.pt",
+        ),
+        set(),
+    ),
+    "an image": (
+        lambda checkout: checkout.write("source/imagesTr/a.nii.gz", "other"),
+        EVERYTHING | {"fetch", "prepare", "split"},
+    ),
+    "a method that no study uses": (new_method, set()),
+    "a method that the study uses": (
+        new_method_used,
+        jobs("configure " + TRAINED, cells("mine")) | {"configure tiny", "tabulate"},
+    ),
+    "a seed": (
+        edit("config.yaml", "seeds: [0, 1]", "seeds: [0, 1, 2]"),
+        jobs("configure " + TRAINED, cells("none", "kd", "cwd", seeds=("seed2",)))
+        | {"configure tiny", "tabulate"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_edit_reruns_exactly_what_it_touches(checkout: Checkout, name: str) -> None:
+    change, expected = CASES[name]
+    before = {
+        file: (file.read_bytes(), file.stat())
+        for part in ("kdpipe", "cards", "source", "config.yaml")
+        for file in [checkout.folder / part, *(checkout.folder / part).rglob("*")]
+        if file.is_file()
+    }
+    change(checkout)
+    try:
+        assert checkout.planned() == expected
+    finally:
+        for file, (content, stat) in before.items():
+            file.write_bytes(content)
+            os.utime(file, (stat.st_atime, stat.st_mtime))
+        (checkout.folder / "kdpipe/methods/mine.py").unlink(missing_ok=True)
