@@ -193,7 +193,9 @@ class ZScore(_Model):
 class Preparation(_Model):
     """How images are prepared; lengths are in the order x, y, z of `orientation`."""
 
-    orientation: str = Field("RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's")
+    orientation: str = Field(
+        "RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's"
+    )
     spacing: Spacing | None = Field(None, description="mm; null keeps each case's own")
     image_interpolation: Literal["linear", "bspline"] = "bspline"
     intensity: Annotated[Window | ZScore, Field(discriminator="kind")]

@@ -87,7 +87,8 @@ def _dataset_from_yaml(value: Any) -> Any:
 class Augmentation(_Model):
     """Random changes of a training crop; a probability of 0 switches one off."""
 
-    flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis")
+    flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis in flip_axes")
+    flip_axes: tuple[int, ...] = Field((0, 1, 2), description="0, 1, 2 are x, y, z as prepared")
     affine_probability: float = Field(0.3, ge=0, le=1)
     rotation_degrees: float = Field(15.0, ge=0, description="largest angle about each axis")
     zoom: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")

@@ -41,18 +41,27 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
         ({"teachers": ["segresnt"]}, r"unknown net 'segresnt': did you mean 'segresnet'\?"),
         ({"students": ["nothing_like_it"]}, r"unknown net .* Valid: res_unet, segresnet"),
         ({"datasets": ["phantom"]}, r"unknown data set 'phantom': did you mean 'phantom_ct'\?"),
-        ({"methods": [{"cwd": {"tua": 1}}]}, r"method 'cwd': unknown key 'tua', did you mean 'tau'"),
+        (
+            {"methods": [{"cwd": {"tua": 1}}]},
+            r"method 'cwd': unknown key 'tua', did you mean 'tau'",
+        ),
         ({"methods": [{"cwd": {"tau": 0}}]}, r"method 'cwd': tau: .*greater than 0 \(given: 0\)"),
         ({"methods": ["cwd", {"cwd": {"tau": 2}}]}, r"cwd stands there more than once; .*'as:'"),
         ({"methods": [{"cwd": {}, "kd": {}}]}, r"an entry is a name or one name with parameters"),
         ({"methods": [{"cwd": {}, "as": "a/b"}]}, r"label 'a/b' may hold letters"),
         ({"seeds": [1, 1]}, r"seeds: 1 stands there more than once"),
         ({"seeds": []}, r"seeds: .*at least 1 item"),
-        ({"training": {"teacher": {"epoch": 3}}}, r"'training.teacher.epoch', did you mean 'epochs'"),
+        (
+            {"training": {"teacher": {"epoch": 3}}},
+            r"'training.teacher.epoch', did you mean 'epochs'",
+        ),
         ({"training": {"student": {"epochs": "many"}}}, r"training.student.epochs: .*integer"),
         ({"evaluation": {"protocol": "strict"}}, r"evaluation.protocol: .*'strict_mm'"),
         ({"datasets": [{"phantom_ct": {"splits": ["kfold"]}}]}, r"no split 'kfold': .*'kfold3'"),
-        ({"datasets": [{"phantom_ct": {"folds": [1]}}]}, r"split 'default' has folds 0 to 0, not 1"),
+        (
+            {"datasets": [{"phantom_ct": {"folds": [1]}}]},
+            r"split 'default' has folds 0 to 0, not 1",
+        ),
         ({"datasets": [{"phantom_ct": {"preset": "fine"}}]}, r"no preset 'fine': Valid: default"),
         ({"data_source": {"btcv": "x"}}, r"data_source: 'btcv' is no data set of this study"),
         ({"cards": ["nowhere"]}, r"cards: nowhere is not a folder"),
@@ -79,10 +88,15 @@ def test_entries_with_parameters_and_labels() -> None:
 
 
 def test_the_grid() -> None:
-    two = {"teachers": ["segresnet", "res_unet"], "datasets": [{"phantom_ct": {"splits": ["kfold3"]}}]}
+    two = {
+        "teachers": ["segresnet", "res_unet"],
+        "datasets": [{"phantom_ct": {"splits": ["kfold3"]}}],
+    }
     plan = Plan(load_study(SMALL | two))
     cells = list(plan.cells.values())
-    assert len(cells) == 3 * (2 + 2 + 2 * 2)  # folds x (teachers + none x seeds + kd x both x seeds)
+    assert len(cells) == 3 * (
+        2 + 2 + 2 * 2
+    )  # folds x (teachers + none x seeds + kd x both x seeds)
     undistilled = [folder for folder, cell in plan.cells.items() if cell.keys["method"] == "none"]
     assert all("/students/no_teacher/unet_tiny/none/seed" in folder for folder in undistilled)
     student = next(cell for cell in cells if cell.keys["method"] == "kd")
@@ -114,11 +128,11 @@ def test_schema_file_is_in_step(root: Path) -> None:
     assert json.loads(file.read_text()) == json_schema(), "run: kdpipe schema > " + str(file)
 
 
-
-
 def test_merging_is_snakemakes(tmp_path: Path) -> None:
     base, overlay = tmp_path / "base.yaml", tmp_path / "overlay.yaml"
-    base.write_text(yaml.safe_dump(SMALL | {"training": {"teacher": {"epochs": 5, "batch_size": 1}}}))
+    base.write_text(
+        yaml.safe_dump(SMALL | {"training": {"teacher": {"epochs": 5, "batch_size": 1}}})
+    )
     overlay.write_text("training: {teacher: {epochs: 9}}\nseeds: [3]\n")
     study = read_study(base, overlay)
     assert study.training.teacher.epochs == 9
@@ -134,7 +148,9 @@ def test_unreadable_yaml_names_the_file(tmp_path: Path) -> None:
 
 
 def test_floor_one_imports_no_heavy_package() -> None:
-    modules = "cli, config, plan, paths, provenance, discover, cards, errors, listing, atomic, progress"
+    modules = (
+        "cli, config, plan, paths, provenance, discover, cards, errors, listing, atomic, progress"
+    )
     code = f"from kdpipe import {modules}; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "monai", "pandas", "SimpleITK", "scipy"} & set(done.stdout.split())

@@ -71,7 +71,10 @@ def _by_hand(run: dict[str, Any]) -> str:
     lines = [f"data set {run['id']!r} is not here. To get it:"]
     lines += [f"  - {step}" for step in access.steps]
     for archive in archives:
-        lines += [f"  {archive.name}, sha256 {archive.sha256}:", *(f"    {u}" for u in archive.urls)]
+        lines += [
+            f"  {archive.name}, sha256 {archive.sha256}:",
+            *(f"    {u}" for u in archive.urls),
+        ]
     lines += [
         "Then name the folder in config.yaml, or on the command line:",
         f"  snakemake --config 'data_source={{{run['id']}: /path/to/folder}}'",

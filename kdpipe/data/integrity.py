@@ -16,8 +16,8 @@ import SimpleITK as sitk
 
 from kdpipe.cards import Labels
 from kdpipe.data.geometry import Grid, to_array
-from kdpipe.data.nifti import count_non_finite
 from kdpipe.errors import DataError
+from kdpipe.imagefile import count_non_finite, is_nifti
 
 if TYPE_CHECKING:
     from kdpipe.data.layout import Case
@@ -59,7 +59,7 @@ def read_volume(file: Path, case: str) -> sitk.Image:
     if not file.is_file():
         raise DataError(f"{where}: no such file; restore it or take the case out of the data set")
     try:
-        wrong = count_non_finite(file) if ".nii" in file.suffixes else 0
+        wrong = count_non_finite(file) if is_nifti(file) else 0
         image = sitk.ReadImage(str(file))
     except ValueError as error:
         raise DataError(f"{where}: not readable ({error}); replace it") from None

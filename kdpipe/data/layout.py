@@ -21,8 +21,8 @@ import pandas as pd
 from kdpipe.atomic import atomic_path
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.imagefile import case_name
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 _COLUMNS = ["case", "subject", "images", "label", "sha256"]
 
@@ -80,9 +80,7 @@ def add_digests(cases: Iterable[Case]) -> list[Case]:
     Raises:
         DataError: a file cannot be read.
     """
-    return [
-        Case(case.case, case.subject, case.images, case.label, _digest(case)) for case in cases
-    ]
+    return [Case(case.case, case.subject, case.images, case.label, _digest(case)) for case in cases]
 
 
 def write_manifest(path: Path, cases: Sequence[Case]) -> None:
@@ -108,13 +106,6 @@ def read_manifest(path: Path) -> list[Case]:
         Case(case, subject, tuple(Path(file) for file in images.split(";")), Path(label), sha256)
         for case, subject, images, label, sha256 in table.itertuples(index=False)
     ]
-
-
-def case_name(file: Path) -> str | None:
-    """File name without its image suffix; None if it is no image or a hidden file."""
-    suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
-    hidden = file.name.startswith(".")
-    return None if suffix is None or hidden else file.name.removesuffix(suffix)
 
 
 def _check_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:

@@ -41,7 +41,7 @@ def generate(folder: Path, generator: Generator, labels: Labels) -> None:
     leave the earlier ones as they are.
 
     Args:
-        folder: gets `dataset.json`, `imagesTr/*.nii.gz` (int16, HU) and `labelsTr/*.nii.gz` (uint8).
+        folder: gets `dataset.json`, `imagesTr/*.nii.gz` (int16, HU), `labelsTr/*.nii.gz` (uint8).
         generator: grid sizes, spacings, noise and seed.
         labels: label ids by name; structures that it leaves out are painted but not labelled.
 
@@ -135,7 +135,9 @@ class _Canvas:
             field = np.tensordot(field, basis, axes=(0, 1))
         return field
 
-    def ellipsoid(self, centre: Sequence[float], radii: Sequence[float], vary: float = 0.0) -> Array:
+    def ellipsoid(
+        self, centre: Sequence[float], radii: Sequence[float], vary: float = 0.0
+    ) -> Array:
         """Field of an ellipsoid in body coordinates; `vary` shifts and scales it at random."""
         at = np.array(centre) + self.rng.normal(0, 0.5 * vary, 3)
         size = np.array(radii) * (1 + self.rng.normal(0, vary, 3).clip(-2 * vary, 2 * vary))
@@ -220,7 +222,9 @@ def _paint_bowel(canvas: _Canvas) -> None:
         canvas.paint(canvas.tube(path, radius), rng.uniform(40, 120))
         if rng.random() < 0.35:
             canvas.paint(canvas.tube(path, 0.55 * radius), -850.0)
-    canvas.paint(canvas.ellipsoid((-0.33, 0.32, 0.28), (0.27, 0.24, 0.36), 0.08), rng.uniform(30, 90))
+    canvas.paint(
+        canvas.ellipsoid((-0.33, 0.32, 0.28), (0.27, 0.24, 0.36), 0.08), rng.uniform(30, 90)
+    )
     canvas.paint(canvas.ellipsoid((-0.30, 0.46, 0.34), (0.16, 0.07, 0.22), 0.08), -850.0)
 
 

@@ -130,7 +130,7 @@ def _augmentation(settings: Augmentation, dims: int) -> Any:
             )
         )
     if settings.flip_probability > 0:
-        for axis in range(dims):
+        for axis in settings.flip_axes:
             steps.append(transforms.RandFlipd(both, settings.flip_probability, axis))
     if settings.intensity_probability > 0:
         chance = settings.intensity_probability

@@ -100,7 +100,9 @@ def _assign(
         return _kfold(groups, rule.n, fold, where)
     if isinstance(rule, FractionsSplit):
         if rule.val + rule.test >= 1:
-            raise ConfigError(f"{where}: val {rule.val} and test {rule.test} leave nothing to train")
+            raise ConfigError(
+                f"{where}: val {rule.val} and test {rule.test} leave nothing to train"
+            )
         counts = {part: max(1, round(getattr(rule, part) * total)) for part in ("test", "val")}
     else:
         counts = {"test": rule.test, "val": rule.val}
@@ -144,6 +146,6 @@ def _check(parts: Parts, subjects: Mapping[str, str], where: str) -> None:
             other, first = owner.setdefault(subjects[case], (part, case))
             if other != part:
                 raise DataError(
-                    f"{where}: patient {subjects[case]!r} is in two parts, {other} (case {first!r}) "
-                    f"and {part} (case {case!r}); a patient's cases belong together"
+                    f"{where}: patient {subjects[case]!r} is in two parts, {other} (case {first!r}) and "
+                    f"{part} (case {case!r}); a patient's cases belong together"
                 )

@@ -134,6 +134,10 @@ class StoredCase:
         """Return the whole image (C, X, Y, Z) float32 and label (X, Y, Z) uint8."""
         return self.crop((0, 0, 0), self.shape)
 
+    def image(self) -> np.ndarray:
+        """Return the whole image (C, X, Y, Z) float32; the label is not opened."""
+        return self._read("image.b2nd", (...,)).astype(np.float32)
+
     @cached_property
     def classes(self) -> tuple[int, ...]:
         """Foreground class ids that the case has."""

@@ -47,10 +47,9 @@ def predict_cases(
         with ProgressReport("predicting, case", len(cases)) as report:
             for case in cases:
                 stored = StoredCase(store / case)
-                image, _ = stored.whole()
                 scores = sliding_scores(
                     network,
-                    torch.from_numpy(image).to(device),
+                    torch.from_numpy(stored.image()).to(device),
                     trained.patch,
                     settings.overlap,
                     settings.window_batch,

@@ -13,7 +13,8 @@ import pandas as pd
 
 from kdpipe.atomic import atomic_path
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.metrics.labelmaps import SUFFIXES, case_name, check_same_grid, read_label_map
+from kdpipe.imagefile import SUFFIXES, case_name
+from kdpipe.metrics.labelmaps import check_same_grid, read_label_map
 from kdpipe.metrics.protocol import Protocol, Score, check_structures, get_protocol, score_case
 
 COLUMNS = ("case", "structure", "metric", "protocol", "value", "unit", "status")

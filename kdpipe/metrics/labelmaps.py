@@ -1,13 +1,11 @@
 """Read label maps from files, and refuse what would be scored wrongly without a word.
 
-ITK reads a truncated NIfTI file as if zeros followed, and its NaN as 0: a broken file would look
-like a missed organ. So the stored voxels of NIfTI files are checked first.
+What SimpleITK passes over in silence is checked first, see `kdpipe.imagefile`.
 """
 
 from __future__ import annotations
 
 import itertools
-import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.errors import DataError
-from kdpipe.metrics.nifti import stored_voxels
+from kdpipe.imagefile import count_non_finite, is_nifti
 from kdpipe.metrics.overlap import MAX_LABEL
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 # Largest distance in mm between corresponding image corners that still counts as one grid:
 # headers store float32, whose rounding at some hundred mm is well below this.
 CORNER_TOLERANCE_MM = 1e-3
@@ -57,14 +54,6 @@ class LabelMap:
         )
 
 
-def case_name(path: Path) -> str | None:
-    """File name without its image suffix; None if it is no image or a hidden (temporary) file."""
-    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
-    if suffix is None or path.name.startswith("."):
-        return None
-    return path.name.removesuffix(suffix)
-
-
 def read_label_map(path: Path, case: str) -> LabelMap:
     """Read a 2D or 3D label map.
 
@@ -79,9 +68,9 @@ def read_label_map(path: Path, case: str) -> LabelMap:
     if not path.is_file():
         raise DataError(f"case {case}: there is no file {path}: check the path")
     try:
-        stored = stored_voxels(path) if path.name.endswith((".nii", ".nii.gz")) else None
+        not_finite = count_non_finite(path) if is_nifti(path) else 0
         image = sitk.ReadImage(str(path))
-    except (OSError, EOFError, zlib.error, struct.error, ValueError, RuntimeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
             f"case {case}: cannot read {path}: {reason[0]}. "
@@ -93,8 +82,8 @@ def read_label_map(path: Path, case: str) -> LabelMap:
             f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a label map is 2D or 3D "
             "with one value a voxel: save the labels, not probabilities or channels"
         )
-    if stored is not None and stored.dtype.kind == "f":
-        _refuse_other_than_whole(stored[~np.isfinite(stored)], path, case)
+    if not_finite:
+        raise _not_whole(not_finite, "NaN or infinity", path, case)
     dimension = image.GetDimension()
     return LabelMap(
         labels=_as_labels(sitk.GetArrayFromImage(image), path, case),
@@ -131,7 +120,8 @@ def _as_labels(values: np.ndarray, path: Path, case: str) -> np.ndarray:
     if values.dtype.kind == "f":
         # Some writers store labels as floats; whole ones lose nothing.
         whole = np.isfinite(values) & (values == np.round(values))
-        _refuse_other_than_whole(values[~whole], path, case)
+        if not whole.all():
+            raise _not_whole(int((~whole).sum()), values[~whole][0], path, case)
     low, high = values.min(), values.max()
     if low < 0 or high > MAX_LABEL:
         raise DataError(
@@ -141,10 +131,9 @@ def _as_labels(values: np.ndarray, path: Path, case: str) -> np.ndarray:
     return values.astype(np.uint8 if high < 256 else np.uint16, copy=False)
 
 
-def _refuse_other_than_whole(wrong: np.ndarray, path: Path, case: str) -> None:
-    if wrong.size:
-        raise DataError(
-            f"case {case}: {path} holds {wrong.size} values that are no whole numbers, "
-            f"for example {wrong[0]}; a label map needs integers: save the labels, not "
-            "probabilities, and resample labels with nearest neighbour"
-        )
+def _not_whole(count: int, example: object, path: Path, case: str) -> DataError:
+    return DataError(
+        f"case {case}: {path} holds {count} values that are no whole numbers, for example "
+        f"{example}; a label map needs integers: save the labels, not probabilities, and resample "
+        "labels with nearest neighbour"
+    )

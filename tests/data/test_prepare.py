@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from kdpipe.data.layout import Case
 from scipy import ndimage
 
 from kdpipe.cards import Labels, Preset
 from kdpipe.data import prepare as module
 from kdpipe.data.geometry import Grid, labels_at, to_array
+from kdpipe.data.layout import Case
 from kdpipe.data.preprocess import CROP_MARGIN, prepare_images, prepare_label
 from kdpipe.data.store import FILES, StoredCase
 from kdpipe.errors import ConfigError, DataError

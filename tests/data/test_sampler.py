@@ -43,7 +43,7 @@ def test_an_item_can_be_replayed_in_any_order(store: Path) -> None:
     keys = [(epoch, index) for epoch in range(2) for index in range(5)]
     first = {key: dataset(store)[key] for key in keys}
     again = dataset(store)
-    np.random.seed(7)  # noqa: NPY002
+    np.random.seed(7)
     torch.manual_seed(7)
     assert all(equal(first[key], again[key]) for key in reversed(keys))
     assert not equal(first[0, 0], first[1, 0])

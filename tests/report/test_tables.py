@@ -31,11 +31,18 @@ def _write_cell(root: Path, keys: dict[str, Any], dice: tuple[float, ...]) -> di
         missed = structure == "spleen" and case == "b" and keys["method"] == "none"
         where = {**keys, "case": case, "structure": structure, "protocol": "strict_mm"}
         status = "missing_in_prediction" if missed else "ok"
-        rows.append({**where, "metric": "dice", "value": value, "unit": "fraction", "status": status})
+        rows.append(
+            {**where, "metric": "dice", "value": value, "unit": "fraction", "status": status}
+        )
         distance = {"metric": "hd95_max", "value": 10 * (1 - value), "unit": "mm"}
         rows.append({**where, **distance, "status": status})
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False, na_rep="nan")
-    facts = {"parameters": 1_500_000, "macs": 2_250_000_000, "validation_dice": 0.9, "seconds": 30.0}
+    facts = {
+        "parameters": 1_500_000,
+        "macs": 2_250_000_000,
+        "validation_dice": 0.9,
+        "seconds": 30.0,
+    }
     (folder / "model.json").write_text(json.dumps(facts))
     return {"folder": str(folder), **keys}
 

@@ -111,7 +111,9 @@ class Checkout:
     def planned(self) -> set[str]:
         """Rule and cell of every job that a dry run plans, such as ``distill kd/seed0``."""
         text = self.snakemake("--dry-run")
-        jobs = re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: ([^,\n]+)", text, re.M)
+        jobs = re.findall(
+            r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: ([^,\n]+)", text, re.M
+        )
         return {_short(rule, output) for rule, output in jobs if rule != "all"}
 
 
@@ -172,7 +174,10 @@ def new_method_used(checkout: Checkout) -> None:
 
 CASES: dict[str, tuple[Edit, set[str]]] = {
     "nothing": (lambda checkout: None, set()),
-    "a comment": (edit("kdpipe/methods/cwd.py", "from __future__", "# why\nfrom __future__"), set()),
+    "a comment": (
+        edit("kdpipe/methods/cwd.py", "from __future__", "# why\nfrom __future__"),
+        set(),
+    ),
     "a docstring": (edit("kdpipe/engine/loop.py", '"""The training loop', '"""A loop'), set()),
     "a method": (
         edit("kdpipe/methods/cwd.py", "dim=2).mean()", "dim=2).sum()"),
@@ -192,7 +197,11 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         EVERYTHING - jobs(TRAINED, cells("none")),
     ),
     "the metrics": (
-        edit("kdpipe/metrics/surface.py", "def pooled_hausdorff", "def _x(): ...\ndef pooled_hausdorff"),
+        edit(
+            "kdpipe/metrics/surface.py",
+            "def pooled_hausdorff",
+            "def _x(): ...\ndef pooled_hausdorff",
+        ),
         jobs("evaluate", ALL) | {"tabulate"},
     ),
     "the way back": (
@@ -226,11 +235,15 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         jobs("predict evaluate", ALL) | {"configure predict", "tabulate"},
     ),
     "the teacher's recipe": (
-        lambda checkout: checkout.write("config.yaml", CONFIG + "training: {teacher: {epochs: 5}}\n"),
+        lambda checkout: checkout.write(
+            "config.yaml", CONFIG + "training: {teacher: {epochs: 5}}\n"
+        ),
         EVERYTHING - jobs(TRAINED, cells("none")) | {f"configure {TEACHER}"},
     ),
     "resources": (
-        lambda checkout: checkout.write("config.yaml", CONFIG + "resources: {train: {mem_mb: 9}}\n"),
+        lambda checkout: checkout.write(
+            "config.yaml", CONFIG + "resources: {train: {mem_mb: 9}}\n"
+        ),
         set(),
     ),
     "dates alone": (

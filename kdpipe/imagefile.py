@@ -1,7 +1,8 @@
-"""What SimpleITK's NIfTI reader passes over in silence.
+"""Image files: which names they have, and what SimpleITK's NIfTI reader passes over in silence.
 
-It fills a truncated file with zeros, and it turns NaN and infinite voxels into zeros. So the bytes
-are read here once before, to the end, which also makes gzip check its checksum.
+That reader fills a truncated file with zeros, and turns NaN and infinite voxels into zeros, so that
+a broken label map looks like a missed organ. So the bytes are read here once before, to the end,
+which also makes gzip check its checksum.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHUNK = 1 << 20
 _FLOATS = {16: "f4", 64: "f8"}
 # header length -> struct format and offset of: dim, datatype, bits a voxel, first byte of voxels
@@ -29,6 +31,19 @@ class _Header(NamedTuple):
     float_type: str | None
 
 
+def case_name(file: Path) -> str | None:
+    """File name without its image suffix; None if it is no image or a hidden (temporary) file."""
+    suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
+    if suffix is None or file.name.startswith("."):
+        return None
+    return file.name.removesuffix(suffix)
+
+
+def is_nifti(file: Path) -> bool:
+    """Say whether the file's name is that of a NIfTI file."""
+    return file.name.endswith((".nii", ".nii.gz"))
+
+
 def count_non_finite(file: Path) -> int:
     """Read a NIfTI-1 or -2 file to its end and count the NaN and infinite voxels as stored.
 
@@ -37,7 +52,8 @@ def count_non_finite(file: Path) -> int:
         OSError, zlib.error: if gzip finds it damaged.
         ValueError: if it is no NIfTI file.
     """
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+    opened: Any = gzip.open(file) if file.suffix == ".gz" else file.open("rb")
+    with opened as stream:
         header = _read_header(stream)
         length, wrong = 0, 0
         while chunk := stream.read(_CHUNK):  # whole voxels, but perhaps at the end of the file
