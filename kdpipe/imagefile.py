@@ -52,8 +52,8 @@ def count_non_finite(file: Path) -> int:
         OSError, zlib.error: if gzip finds it damaged.
         ValueError: if it is no NIfTI file.
     """
-    opened: Any = gzip.open(file) if file.suffix == ".gz" else file.open("rb")
-    with opened as stream:
+    open_file: Any = gzip.open if file.suffix == ".gz" else open
+    with open_file(file, "rb") as stream:
         header = _read_header(stream)
         length, wrong = 0, 0
         while chunk := stream.read(_CHUNK):  # whole voxels, but perhaps at the end of the file

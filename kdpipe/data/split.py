@@ -146,6 +146,7 @@ def _check(parts: Parts, subjects: Mapping[str, str], where: str) -> None:
             other, first = owner.setdefault(subjects[case], (part, case))
             if other != part:
                 raise DataError(
-                    f"{where}: patient {subjects[case]!r} is in two parts, {other} (case {first!r}) and "
-                    f"{part} (case {case!r}); a patient's cases belong together"
+                    f"{where}: patient {subjects[case]!r} is in two parts, "
+                    f"{other} (case {first!r}) and {part} (case {case!r}); "
+                    "a patient's cases belong together"
                 )

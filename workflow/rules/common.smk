@@ -2,14 +2,19 @@
 import os
 import sys
 
+import kdpipe
 from kdpipe.config import load_study
 from kdpipe.errors import ConfigError
 from kdpipe.paths import WILDCARDS
 from kdpipe.plan import Plan
 from kdpipe.provenance import canonical, code_digest
 
-# The `kdpipe` that belongs to this Snakemake, whether its environment is activated or not.
-os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+# Jobs run the Python of this Snakemake, activated or not, and the kdpipe whose code is digested.
+for variable, folder in (
+    ("PATH", os.path.dirname(sys.executable)),
+    ("PYTHONPATH", os.path.dirname(os.path.dirname(kdpipe.__file__))),
+):
+    os.environ[variable] = os.pathsep.join(filter(None, [folder, os.environ.get(variable)]))
 
 try:
     STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
@@ -45,6 +50,11 @@ def grows(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
+def beside(name):
+    """Params function: a path in the folder of the first output, which is no output itself."""
+    return lambda wildcards, output: os.path.join(os.path.dirname(output[0]), name)
+
+
 def of_cell(path):
     """Input function: `path` with {prepared} and {fold} of the wildcards' cell."""
 
@@ -62,19 +72,3 @@ def teacher_model(wildcards):
     """Input function: model.pt of the cell's teacher, or nothing."""
     folder = PLAN.teacher_folder(CELLS[wildcards.cell])
     return f"{folder}/model.pt" if folder else []
-
-
-rule configure:
-    # one run.json a stage or cell: rewritten, and its dependents rerun, only when it changes
-    output:
-        "{folder}/run.json",
-    log:
-        "logs/configure/{folder}.log",
-    localrule: True
-    resources:
-        mem_mb=RESOURCES.light.mem_mb,
-        runtime=RESOURCES.light.runtime,
-    params:
-        run=lambda wildcards: canonical(RUNS[f"{wildcards.folder}/run.json"]),
-    shell:
-        "printf '%s\\n' {params.run:q} > {output} 2> {log}"

@@ -1,30 +1,28 @@
 # From a source to prepared images and a split.
 
 
-def source_files(wildcards):
-    """Files of a local source, so that an edit of one of them is seen; none for the others."""
-    return PLAN.source_files(wildcards.dataset)
-
-
 rule fetch:
     input:
         run=f"{PATHS.raw()}/run.json",
-        files=source_files,
+        # an edit of a local source is seen
+        files=lambda wildcards: PLAN.source_files(wildcards.dataset),
     output:
         manifest=f"{PATHS.raw()}/manifest.tsv",
     log:
         "logs/fetch/{dataset}.log",
     benchmark:
         "benchmarks/fetch/{dataset}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     threads: 1
     resources:
         mem_mb=grows(RESOURCES.light.mem_mb),
         runtime=grows(RESOURCES.light.runtime),
     params:
         code=code("fetch"),
-        raw=f"{PATHS.raw()}/files",
+        raw=beside("files"),
     shell:
-        "exec kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
+        "exec python -m kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
         " --code {params.code} > {log} 2>&1"
 
 
@@ -39,6 +37,8 @@ rule prepare:
         "logs/prepare/{dataset}/{preset}.log",
     benchmark:
         "benchmarks/prepare/{dataset}/{preset}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     retries: RESOURCES.prepare.retries
     threads: RESOURCES.prepare.threads
     resources:
@@ -47,9 +47,9 @@ rule prepare:
     params:
         code=code("prepare"),
         # no output: what is prepared survives a failure, and a rerun goes on from there
-        store=f"{PATHS.prepared()}/cases",
+        store=beside("cases"),
     shell:
-        "exec kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
+        "exec python -m kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
         " --cases {output.cases} --fingerprint {output.fingerprint} --code {params.code}"
         " --workers {threads} --memory-mb {resources.mem_mb} > {log} 2>&1"
 
@@ -64,6 +64,8 @@ rule split:
         "logs/split/{dataset}/{split}/fold{fold}.log",
     benchmark:
         "benchmarks/split/{dataset}/{split}/fold{fold}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     localrule: True
     threads: 1
     resources:
@@ -72,4 +74,4 @@ rule split:
     params:
         code=code("split"),
     shell:
-        "exec kdpipe split --run {input.run} --cases {input.cases} --out {output} > {log} 2>&1"
+        "exec python -m kdpipe split --run {input.run} --cases {input.cases} --out {output} > {log} 2>&1"

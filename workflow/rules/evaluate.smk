@@ -14,6 +14,8 @@ rule evaluate:
         "logs/evaluate/{cell}.log",
     benchmark:
         "benchmarks/evaluate/{cell}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     retries: RESOURCES.evaluate.retries
     threads: RESOURCES.evaluate.threads
     resources:
@@ -22,6 +24,6 @@ rule evaluate:
     params:
         code=code("evaluate"),
     shell:
-        "exec kdpipe evaluate --run {input.run} --cell {input.cell}"
+        "exec python -m kdpipe evaluate --run {input.run} --cell {input.cell}"
         " --prediction {input.predictions} --split {input.split} --manifest {input.manifest}"
         " --workers {threads} --out {output} > {log} 2>&1"

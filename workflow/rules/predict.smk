@@ -13,6 +13,8 @@ rule predict:
         "logs/predict/{cell}.log",
     benchmark:
         "benchmarks/predict/{cell}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     retries: RESOURCES.predict.retries
     threads: RESOURCES.predict.threads
     resources:
@@ -23,5 +25,5 @@ rule predict:
         code=code("predict"),
         prepared=of_cell("{prepared}"),
     shell:
-        "exec kdpipe predict --run {input.run} --model {input.model} --prepared {params.prepared}"
+        "exec python -m kdpipe predict --run {input.run} --model {input.model} --prepared {params.prepared}"
         " --split {input.split} --out {output} > {log} 2>&1"

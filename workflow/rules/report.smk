@@ -15,6 +15,8 @@ rule tabulate:
         "logs/tables/{study}.log",
     benchmark:
         "benchmarks/tables/{study}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     localrule: True
     threads: 1
     resources:
@@ -22,6 +24,6 @@ rule tabulate:
         runtime=RESOURCES.light.runtime,
     params:
         code=code("tables"),
-        folder=PATHS.tables(),
+        folder=beside(""),
     shell:
-        "exec kdpipe tables --run {input.run} --out {params.folder} > {log} 2>&1"
+        "exec python -m kdpipe tables --run {input.run} --out {params.folder} > {log} 2>&1"

@@ -14,6 +14,8 @@ rule train_teacher:
         "logs/train/{cell}.log",
     benchmark:
         "benchmarks/train/{cell}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     wildcard_constraints:
         cell=r".+/teachers/.+/seed\d+",
     retries: RESOURCES.train.retries
@@ -25,9 +27,9 @@ rule train_teacher:
     params:
         code=code("train"),
         prepared=of_cell("{prepared}"),
-        state="{cell}/checkpoint",  # no output: Snakemake deletes the outputs of a failed job
+        state=beside("checkpoint"),  # no output: Snakemake deletes the outputs of a failed job
     shell:
-        "exec kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
+        "exec python -m kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} --code {params.code} > {log} 2>&1"
 
 
@@ -45,6 +47,8 @@ rule distill:
         "logs/train/{cell}.log",
     benchmark:
         "benchmarks/train/{cell}.tsv"
+    conda:
+        "../../envs/kdpipe.yaml"
     wildcard_constraints:
         cell=r".+/students/.+/seed\d+",
     retries: RESOURCES.train.retries
@@ -56,9 +60,9 @@ rule distill:
     params:
         code=code("train"),
         prepared=of_cell("{prepared}"),
-        state="{cell}/checkpoint",
+        state=beside("checkpoint"),
         teacher=lambda wildcards, input: f"--teacher {input.teacher}" if input.teacher else "",
     shell:
-        "exec kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
+        "exec python -m kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} {params.teacher} --code {params.code}"
         " > {log} 2>&1"

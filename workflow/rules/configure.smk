@@ -1,0 +1,19 @@
+# Settings of every stage and cell, one file each.
+
+
+rule configure:
+    # one run.json a stage or cell: rewritten, and its dependents rerun, only when it changes
+    output:
+        "{folder}/run.json",
+    log:
+        "logs/configure/{folder}.log",
+    localrule: True
+    resources:
+        mem_mb=RESOURCES.light.mem_mb,
+        runtime=RESOURCES.light.runtime,
+    conda:
+        "../../envs/kdpipe.yaml"
+    params:
+        run=lambda wildcards: canonical(RUNS[f"{wildcards.folder}/run.json"]),
+    shell:
+        "printf '%s\\n' {params.run:q} > {output} 2> {log}"
