@@ -58,7 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     _path(fetch, "--run", "run.json of the data set's source")
     _path(fetch, "--raw", "folder for downloaded or generated files")
     _path(fetch, "--manifest", "table of cases to write")
-    fetch.add_argument("--code", default="", help="digest of the code, kept with generated files")
 
     prepare = _add(commands, "prepare", _prepare, "check, resample and store the images")
     _path(prepare, "--run", "run.json of the preparation")
@@ -150,7 +149,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _fetch(given: argparse.Namespace) -> None:
     from kdpipe.data.fetch import fetch
 
-    fetch(_json(given.run), given.raw, given.manifest, given.code)
+    fetch(_json(given.run), given.raw, given.manifest)
 
 
 def _prepare(given: argparse.Namespace) -> None:

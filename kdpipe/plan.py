@@ -164,7 +164,7 @@ class Plan:
         needed = {"id", "channels", "access", "generator", "files", "layout"}
         run = card.model_dump(mode="json", include=needed)
         if card.generator is not None:  # the others do not depend on what labels are called
-            run["labels"] = card.labels.model_dump(mode="json")
+            run["structures"] = card.labels.structures
         return run | {"source": self.study.data_source.get(use.name)}
 
     def _prepare_run(self, use: DatasetUse) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Find the cases of a folder in the layout of the Decathlon or of nnU-Net.
+"""Which files belong to which case: folder layouts of the field, and the manifest of a data set.
 
-==========  ======================================  ===========================================
-``msd``     ``imagesTr/<case>.nii.gz``              one file a case, 4D where it has channels
-``nnunet``  ``imagesTr/<case>_0000.nii.gz``, ...    one file a channel
-both        ``labelsTr/<case>.nii.gz``              and ``dataset.json`` beside the two folders
-==========  ======================================  ===========================================
+Two layouts are understood, both with `dataset.json`, `imagesTr/` and `labelsTr/`:
+
+- `msd`, Medical Segmentation Decathlon: `imagesTr/CASE.nii.gz`, several channels in one 4D file;
+- `nnunet`, nnU-Net's raw folders: `imagesTr/CASE_0000.nii.gz`, `CASE_0001.nii.gz`, one a channel.
 """
 
 from __future__ import annotations
@@ -12,32 +11,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-
-from kdpipe.atomic import atomic_path
+from kdpipe.atomic import write_text
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.imagefile import case_name
 
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-_COLUMNS = ["case", "subject", "images", "label", "sha256"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled case.
-
-    Attributes:
-        case: its id, the file's name without channel and suffix.
-        subject: the patient; splits keep a patient's cases together.
-        images: one file, or one a channel in the order of the channels.
-        label: label map.
-        sha256: digest (hex) of the contents of all these files.
-    """
+    """Files of one case. `sha256` is empty until `index` has read them."""
 
     case: str
     subject: str
@@ -46,159 +35,214 @@ class Case:
     sha256: str = ""
 
 
-def list_cases(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
-    """List the cases of a folder by their names, without reading a file.
+def list_files(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
+    """List the cases of a folder, sorted by id; reads no file but `dataset.json`.
+
+    Args:
+        folder: holds `dataset.json`, `imagesTr` and `labelsTr`.
+        layout: kind of layout, which cases count, and how a case's id names its patient.
+        n_channels: of an image; checked for `nnunet`. In `msd` the file itself tells.
 
     Raises:
-        ConfigError: there is no such folder, or `layout` does not fit what is in it.
-        DataError: an image without a label, a label without an image, or a missing channel; all
-            such cases are named.
+        ConfigError: if there is no such folder, or a pattern of the card fits no case.
+        DataError: if `dataset.json` or a folder is missing or empty, an image has no label or a
+            label no image, a channel is missing, or one that `dataset.json` lists is not there.
     """
-    images, labels = _check_folder(folder)
-    by_channel = _is_nnunet(folder, images) if layout.kind == "auto" else layout.kind == "nnunet"
-    files = _images(images, by_channel)
-    pattern = re.compile(layout.case_pattern)
-    found = {case: parts for case, parts in files.items() if pattern.fullmatch(case)}
-    wanted = {case: file for case, file in labels.items() if pattern.fullmatch(case)}
-    _check_pairs(folder, found, wanted)
-    if not found:
-        some = ", ".join(sorted(files)[:3]) or "no image at all"
+    description = _description(folder)
+    images, labels = (_by_stem(folder / part, description) for part in ("imagesTr", "labelsTr"))
+    kind = _detect(images, labels) if layout.kind == "auto" else layout.kind
+    if kind == "nnunet":
+        channels = _group_channels(folder, images)
+    else:
+        channels = {stem: {0: file} for stem, file in images.items()}
+    found = sorted(set(channels) | set(labels))
+    chosen = [case for case in found if re.fullmatch(layout.case_pattern, case)]
+    if not chosen:
         raise ConfigError(
-            f"{folder}: no case matches case_pattern {layout.case_pattern!r}; there is {some}"
+            f"{folder}: none of {len(found)} cases (such as {found[0]!r}) matches the card's "
+            f"layout.case_pattern {layout.case_pattern!r}; mend the pattern"
         )
-    if by_channel:
-        _check_channels(folder, found, n_channels)
+    _check_complete(folder, layout, description, chosen)
+    _check_pairs(folder, chosen, channels, labels)
+    if kind == "nnunet":
+        _check_channels(folder, {case: channels[case] for case in chosen}, n_channels)
     return [
-        Case(case, _subject(case, layout), tuple(found[case].values()), wanted[case])
-        for case in sorted(found)
+        Case(case, _subject(case, layout), tuple(_in_order(channels[case])), labels[case])
+        for case in chosen
     ]
 
 
-def add_digests(cases: Iterable[Case]) -> list[Case]:
-    """Read all files and return the cases with their ``sha256``.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    return [Case(case.case, case.subject, case.images, case.label, _digest(case)) for case in cases]
+def index(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
+    """List the cases as `list_files` does, each with the SHA-256 of its images and its label."""
+    cases = list_files(folder, layout, n_channels)
+    return [replace(case, sha256=_content_hash((*case.images, case.label))) for case in cases]
 
 
 def write_manifest(path: Path, cases: Sequence[Case]) -> None:
-    """Write the cases as a table (TSV); the files of several channels are joined by ``;``."""
-    rows = [
-        (c.case, c.subject, ";".join(map(str, c.images)), str(c.label), c.sha256) for c in cases
-    ]
-    with atomic_path(path) as temporary:
-        pd.DataFrame(rows, columns=_COLUMNS).to_csv(temporary, sep="\t", index=False)
+    """Write the cases as TSV with the columns of `Case`; images are joined by `;`.
+
+    Raises:
+        DataError: if a path holds a character that the table could not give back.
+    """
+    lines = ["\t".join(field.name for field in fields(Case))]
+    for case in cases:
+        for file in (*case.images, case.label):
+            if re.search(r"[;\t\r\n]", str(file)):
+                raise DataError(
+                    f"case {case.case!r}, {str(file)!r}: rename it, a path must have no "
+                    "semicolon, tab or line break"
+                )
+        joined = replace(case, images=";".join(map(str, case.images)))  # type: ignore[arg-type]
+        lines.append("\t".join(map(str, astuple(joined))))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def read_manifest(path: Path) -> list[Case]:
     """Read what `write_manifest` wrote.
 
     Raises:
-        DataError: the file is missing or lacks a column.
+        DataError: if there is no such file or it is no manifest.
     """
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)[_COLUMNS]
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: not a table of cases ({error}); run fetch again") from None
-    return [
-        Case(case, subject, tuple(Path(file) for file in images.split(";")), Path(label), sha256)
-        for case, subject, images, label, sha256 in table.itertuples(index=False)
-    ]
-
-
-def _check_folder(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """Return the image files and the label files by case."""
-    mend = "name a folder with dataset.json, imagesTr and labelsTr in data_source"
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder; {mend}")
-    for name in ("dataset.json", "imagesTr", "labelsTr"):
-        if not (folder / name).exists():
-            raise ConfigError(f"{folder}: holds no {name}; {mend}")
-    images = [file for file in sorted((folder / "imagesTr").iterdir()) if case_name(file)]
-    labels: dict[str, Path] = {}
-    for file in sorted((folder / "labelsTr").iterdir()):
-        case = case_name(file)
-        if case in labels:
-            raise DataError(f"case {case!r}: two label maps, {labels[case]} and {file}; keep one")
-        if case:
-            labels[case] = file
-    return images, labels
-
-
-def _is_nnunet(folder: Path, images: Sequence[Path]) -> bool:
-    """Only nnU-Net's dataset.json says how files end; without it, look at their names."""
-    try:
-        description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines]
+        if header.split("\t") != [field.name for field in fields(Case)]:
+            raise ValueError(f"unexpected columns {header!r}")
+        return [
+            Case(case, subject, tuple(map(Path, images.split(";"))), Path(label), sha256)
+            for case, subject, images, label, sha256 in rows
+        ]
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / 'dataset.json'}: not readable as JSON ({error})") from None
-    if "file_ending" in description:
-        return True
-    return bool(images) and all(_CHANNEL.fullmatch(case_name(file) or "") for file in images)
+        raise DataError(
+            f"{path}: not readable as a manifest ({error}); delete it and run again"
+        ) from None
 
 
-def _images(files: Sequence[Path], by_channel: bool) -> dict[str, dict[int, Path]]:
-    """Return case -> channel -> file."""
-    found: dict[str, dict[int, Path]] = {}
-    for file in files:
-        name, channel = case_name(file) or "", 0
-        if by_channel:
-            match = _CHANNEL.fullmatch(name)
-            if match is None:
-                raise DataError(
-                    f"{file}: in nnU-Net layout a name ends in its channel, as in {name}_0000; "
-                    "rename the file, or set layout.kind: msd in the card"
-                )
-            name, channel = match[1], int(match[2])
-        parts = found.setdefault(name, {})
-        if channel in parts:
-            raise DataError(f"case {name!r}: two images, {parts[channel]} and {file}; keep one")
-        parts[channel] = file
+def _description(folder: Path) -> dict[str, Any]:
+    """Read `dataset.json`, after the checks that tell a wrong folder from a broken one."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; mend data_source in config.yaml")
+    file = folder / "dataset.json"
+    inner = sorted(found.parent for found in folder.glob("*/dataset.json"))
+    hint = f"; did you mean {inner[0]}?" if len(inner) == 1 else ""
+    wanted = "a data set in MSD or nnU-Net layout has dataset.json, imagesTr and labelsTr"
+    for needed in (file, folder / "imagesTr", folder / "labelsTr"):
+        if not needed.exists():
+            raise DataError(f"{folder}: no {needed.name}; {wanted}{hint}")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file}: not readable as JSON: {error}; restore it") from None
+    if not isinstance(description, dict):
+        raise DataError(f"{file}: a JSON object is expected; restore it")
+    return description
+
+
+def _by_stem(folder: Path, description: Mapping[str, Any]) -> dict[str, Path]:
+    """Return name without ending -> file; what no image ends in is passed over."""
+    given = str(description.get("file_ending", "")).lstrip(".")
+    endings = (f".{given}",) if given else ENDINGS
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        ending = next((end for end in endings if file.name.endswith(end)), None)
+        if file.name.startswith(".") or ending is None:  # such as macOS's ._CASE.nii.gz
+            continue
+        stem = file.name.removesuffix(ending)
+        if stem in found:
+            raise DataError(f"{folder}: {found[stem].name} and {file.name} are the same; keep one")
+        found[stem] = file
+    if not found:
+        raise DataError(f"{folder}: no file ends in {' or '.join(endings)}; is it unpacked?")
     return found
 
 
-def _check_pairs(folder: Path, images: Iterable[str], labels: Iterable[str]) -> None:
-    problems = {
-        "without a label map in labelsTr": sorted(set(images) - set(labels)),
-        "without an image in imagesTr": sorted(set(labels) - set(images)),
-    }
-    lines = [f"{', '.join(cases)} {problem}" for problem, cases in problems.items() if cases]
-    if lines:
+def _detect(images: Iterable[str], labels: Iterable[str]) -> str:
+    """Images named as the labels are MSD's, images named `LABEL_0000` are nnU-Net's."""
+    stems, known = set(images), set(labels)
+    stripped = {match[1] for stem in stems if (match := _CHANNEL.fullmatch(stem))}
+    return "nnunet" if len(stripped & known) > len(stems & known) else "msd"
+
+
+def _group_channels(folder: Path, images: Mapping[str, Path]) -> dict[str, dict[int, Path]]:
+    cases: dict[str, dict[int, Path]] = {}
+    for stem, file in images.items():
+        match = _CHANNEL.fullmatch(stem)
+        if match is None:
+            raise DataError(
+                f"{folder}: {file.name} does not end in a channel number such as _0000, as "
+                "nnU-Net's files do; rename it, or set layout.kind: msd in the card"
+            )
+        cases.setdefault(match[1], {})[int(match[2])] = file
+    return cases
+
+
+def _check_complete(
+    folder: Path, layout: Layout, description: Mapping[str, Any], cases: Sequence[str]
+) -> None:
+    """A case that `dataset.json` lists must be there: half an unpacked archive is an error."""
+    entries = description.get("training", [])
+    names = [Path(e["label"]).name for e in entries if isinstance(e, dict) and "label" in e]
+    listed = {re.sub(r"\.(nii\.gz|nii|nrrd|mha)$", "", name) for name in names}
+    wanted = {case for case in listed if re.fullmatch(layout.case_pattern, case)}
+    if lost := sorted(wanted - set(cases)):
         raise DataError(
-            f"{folder}: missing pair: {'; '.join(lines)}. Add the files, or leave these cases out "
-            "with the card's layout.case_pattern"
+            f"{folder}: {len(lost)} cases that dataset.json lists are not there: {_some(lost)}; "
+            "unpack the archive again, or take them out of dataset.json"
         )
 
 
-def _check_channels(folder: Path, images: dict[str, dict[int, Path]], n_channels: int) -> None:
-    wrong = [
-        f"{case!r} has {', '.join(f'_{channel:04d}' for channel in parts)}"
-        for case, parts in sorted(images.items())
-        if sorted(parts) != list(range(n_channels))
-    ]
-    if wrong:
+def _check_pairs(
+    folder: Path, cases: Sequence[str], images: Iterable[str], labels: Iterable[str]
+) -> None:
+    problems = []
+    for have, lack, names in (("image", "label", labels), ("label", "image", images)):
+        if single := sorted(set(cases) - set(names)):
+            problems.append(f"{have} without {lack}: {_some(single)}")
+    if problems:
         raise DataError(
-            f"{folder}: the card names {n_channels} channel(s), so files should end in _0000 to "
-            f"_{n_channels - 1:04d}, but case {'; case '.join(wrong)}; mend the files or the card"
+            f"{folder}: missing pair, {'; '.join(problems)}. Add the missing files or take the "
+            "single ones out; if names only differ by _0000, check the card's layout.kind"
         )
+
+
+def _check_channels(folder: Path, cases: Mapping[str, Mapping[int, Path]], n_channels: int) -> None:
+    for case, files in cases.items():
+        wanted = set(range(n_channels))
+        for channel in sorted(wanted - set(files)):
+            raise DataError(
+                f"{folder}: case {case!r} has no channel {case}_{channel:04d}, the card names "
+                f"{n_channels}; add the file or mend the card's channels"
+            )
+        for channel in sorted(set(files) - wanted):
+            raise DataError(
+                f"{folder}: {files[channel].name} is a channel that the card does not name (it "
+                f"names {n_channels}); take the file out or mend the card's channels"
+            )
+
+
+def _in_order(channels: Mapping[int, Path]) -> list[Path]:
+    return [channels[channel] for channel in sorted(channels)]
 
 
 def _subject(case: str, layout: Layout) -> str:
-    match = re.match(layout.subject_pattern, case)
+    match = re.search(layout.subject_pattern, case)
     if match is None or not match[1]:
         raise ConfigError(
-            f"case {case!r}: the card's subject_pattern {layout.subject_pattern!r} finds no patient"
+            f"case {case!r} does not match the card's layout.subject_pattern "
+            f"{layout.subject_pattern!r}, so its patient is unknown; mend the pattern"
         )
     return match[1]
 
 
-def _digest(case: Case) -> str:
-    sha = hashlib.sha256()
-    for file in (*case.images, case.label):
-        try:
-            with file.open("rb") as stream:
-                sha.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise DataError(f"case {case.case!r}: {file} cannot be read: {error}") from None
-    return sha.hexdigest()
+def _content_hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,20 +1,20 @@
 """Generated CT phantoms of an abdomen: a data set that needs no download and no licence.
 
 The anatomy is that of an adult at about a quarter of the size, so that a case fits a small grid.
-It is described in body coordinates `u`, shape `(3, X, Y, Z)`: the trunk is the unit ellipse in
-`(u[0], u[1])`, and +x, +y, +z point to the patient's right, front and head (RAS+). Each structure
+It is described in body coordinates `u`, shape `(X, Y, Z, 3)`: the trunk is the unit ellipse in x
+and y, and +x, +y, +z point to the patient's right, front and head (RAS+). Each structure
 is a field that is negative inside. A voxel's HU is blended by the share of it that lies inside
 (partial volume), its label is decided at its centre.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from nibabel.orientations import axcodes2ornt, ornt_transform
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 from scipy.spatial import cKDTree
@@ -24,6 +24,7 @@ from kdpipe.cards import Generator, Labels
 from kdpipe.errors import ConfigError, did_you_mean
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 STRUCTURES = ("background", "liver", "kidney", "spleen", "duct", "tumour")
 LIVER, KIDNEY, SPLEEN, DUCT, TUMOUR = range(1, 6)
@@ -46,34 +47,28 @@ def generate(folder: Path, generator: Generator, labels: Labels) -> None:
         labels: label ids by name; structures that it leaves out are painted but not labelled.
 
     Raises:
-        ConfigError: if `labels` has a structure that the generator does not know, or the grid
-            limits contradict each other.
+        ConfigError: for a structure that the generator does not know, or impossible grid sizes.
     """
     ids = _label_ids(labels)
-    if any(low > high for low, high in zip(generator.shape_min, generator.shape_max, strict=True)):
-        raise ConfigError(
-            f"generator: shape_min {generator.shape_min} exceeds shape_max {generator.shape_max}"
-        )
-    names = [f"phantom_{index:03d}" for index in range(generator.n_cases)]
+    limits = list(zip(generator.shape_min, generator.shape_max, strict=True))
+    if not all(16 <= low <= high for low, high in limits):
+        raise ConfigError(f"generator: shape_min and shape_max need 16 <= min <= max, not {limits}")
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(names):
+    entries = []
+    for index in range(generator.n_cases):
+        image, label = (f"{part}/phantom_{index:03d}.nii.gz" for part in ("imagesTr", "labelsTr"))
         hu, structures, affine, axes = make_case(generator, index)
-        _save(folder / "imagesTr" / f"{name}.nii.gz", hu, affine, axes)
-        _save(folder / "labelsTr" / f"{name}.nii.gz", ids[structures], affine, axes)
-    entries = [
-        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
-        for name in names
-    ]
+        _save(folder / image, hu, affine, axes)
+        _save(folder / label, ids[structures], affine, axes)
+        entries.append({"image": f"./{image}", "label": f"./{label}"})
     description = {
         "name": "phantom",
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": {str(i): name for i, name in labels.raw.items()},
         "numTraining": len(entries),
-        "numTest": 0,
         "training": entries,
-        "test": [],
     }
     write_json(folder / "dataset.json", description)
 
@@ -89,7 +84,9 @@ def make_case(
     """
     rng = np.random.default_rng([generator.seed, index])
     spacing = np.array(generator.spacings[rng.integers(len(generator.spacings))])
-    shape = _draw_shape(rng, generator, spacing)
+    low, high = np.array(generator.shape_min), np.array(generator.shape_max)
+    ideal = np.clip(FIELD_OF_VIEW / spacing, low, high)
+    shape = np.round((ideal + rng.uniform(low, high)) / 2).astype(int)
     axes = str(rng.choice(ORIENTATIONS))
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -spacing * shape / 2 + rng.uniform(-60, 60, 3)
@@ -97,7 +94,7 @@ def make_case(
     every = generator.absent_every
     lacks = every > 0 and index % every == every - 1
     absent = ABSENT[index // every % len(ABSENT)] if lacks else 0
-    canvas = _Canvas(rng, spacing, tuple(int(n) for n in shape))
+    canvas = _Canvas(rng, spacing, shape)
     _paint_trunk(canvas)
     _paint_bowel(canvas)
     _paint_organs(canvas, absent)
@@ -111,21 +108,18 @@ def make_case(
 class _Canvas:
     """Image and structure map under construction; structures are painted over one another."""
 
-    def __init__(
-        self, rng: np.random.Generator, spacing: Array, shape: tuple[int, int, int]
-    ) -> None:
-        self.rng, self.spacing, self.shape = rng, spacing, shape
-        self.hu = np.full(shape, AIR)
-        self.label = np.zeros(shape, np.uint8)
-        grid = np.indices(shape, dtype=float) - (np.array(shape).reshape(3, 1, 1, 1) - 1) / 2
-        self.mm = grid * spacing.reshape(3, 1, 1, 1)
+    def __init__(self, rng: np.random.Generator, spacing: Array, shape: NDArray[np.int64]) -> None:
+        self.rng, self.spacing, self.shape = rng, spacing, tuple(shape.tolist())
+        self.hu = np.full(self.shape, AIR)
+        self.label = np.zeros(self.shape, np.uint8)
+        self.mm = (np.moveaxis(np.indices(self.shape), 0, -1) - (shape - 1) / 2) * spacing
         width = min(rng.normal(HALF_WIDTH, 2.5), 0.47 * shape[0] * spacing[0])
         depth = min(rng.uniform(0.74, 0.84) * width, 0.47 * shape[1] * spacing[1])
         self.half = np.array([width, depth, HALF_HEIGHT * rng.uniform(0.92, 1.08)])
         # One smooth warp of everything makes each patient's anatomy, not only its size, different.
-        warp = np.stack([self.smooth(5) for _ in range(3)])
-        shift = rng.normal(0, [1.0, 1.0, 3.0]).reshape(3, 1, 1, 1)
-        self.u = (self.mm + shift + 1.8 * warp) / self.half.reshape(3, 1, 1, 1)
+        warp = np.stack([self.smooth(5) for _ in range(3)], axis=-1)
+        self.u = (self.mm + rng.normal(0, [1.0, 1.0, 3.0]) + 1.8 * warp) / self.half
+        self.x, self.y, self.z = np.moveaxis(self.u, -1, 0)
 
     def smooth(self, knots: int) -> Array:
         """Smooth random field `(X, Y, Z)`, about standard normal; more `knots`, finer."""
@@ -135,36 +129,32 @@ class _Canvas:
             field = np.tensordot(field, basis, axes=(0, 1))
         return field
 
-    def ellipsoid(
-        self, centre: Sequence[float], radii: Sequence[float], vary: float = 0.0
-    ) -> Array:
-        """Field of an ellipsoid in body coordinates; `vary` shifts and scales it at random."""
-        at = np.array(centre) + self.rng.normal(0, 0.5 * vary, 3)
-        size = np.array(radii) * (1 + self.rng.normal(0, vary, 3).clip(-2 * vary, 2 * vary))
-        scaled = (self.u - at.reshape(3, 1, 1, 1)) / size.reshape(3, 1, 1, 1)
-        return np.sqrt((scaled**2).sum(axis=0)) - 1
+    def trunk(self, scale: float) -> Array:
+        """Field of the trunk, shrunk by `scale`: an ellipse, a little squarish."""
+        radius = (np.abs(self.x) ** 2.3 + np.abs(self.y) ** 2.3) ** (1 / 2.3)
+        return np.asarray(radius / scale - 1)
 
-    def tube(self, points: Sequence[Sequence[float]], radius: float) -> Array:
+    def ellipsoid(self, centre: ArrayLike, radii: ArrayLike, vary: float = 0.0) -> Array:
+        """Field of an ellipsoid in body coordinates; `vary` shifts and scales it at random."""
+        at = np.asarray(centre) + self.rng.normal(0, 0.5 * vary, 3)
+        size = np.asarray(radii) * (1 + self.rng.normal(0, vary, 3).clip(-2 * vary, 2 * vary))
+        return np.asarray(np.linalg.norm((self.u - at) / size, axis=-1) - 1)
+
+    def tube(self, points: ArrayLike, radius: float) -> Array:
         """Field of a curved tube through `points` (body coordinates) with `radius` in mm."""
-        controls = np.array(points) * self.half
-        steps = np.linspace(0, 1, 80)
-        order = min(3, len(controls) - 1)
-        curve = make_interp_spline(np.linspace(0, 1, len(controls)), controls, k=order)(steps)
-        where = (self.u * self.half.reshape(3, 1, 1, 1)).reshape(3, -1).T
-        far = radius + 2 * float(self.spacing.max())
-        distance, _ = cKDTree(curve).query(where, distance_upper_bound=far)
-        return np.minimum(distance, far).reshape(self.shape) - radius
+        controls = np.asarray(points) * self.half
+        curve = make_interp_spline(np.linspace(0, 1, len(controls)), controls, k=3)
+        far = radius + 2 * self.spacing.max()
+        tree, where = cKDTree(curve(np.linspace(0, 1, 80))), (self.u * self.half).reshape(-1, 3)
+        distance, _ = tree.query(where, distance_upper_bound=far)
+        return np.asarray(np.minimum(distance, far).reshape(self.shape) - radius)
 
     def paint(
-        self,
-        field: Array,
-        hu: float | Array,
-        label: int = 0,
-        where: NDArray[np.bool_] | None = None,
+        self, field: Array, hu: float | Array, label: int = 0, where: Mask | None = None
     ) -> None:
         """Blend `hu` in where `field` is negative; `where` keeps off the other voxels."""
         # field / |its change over one voxel| is the distance to the surface in voxels.
-        change = sum(np.abs(slope) for slope in np.gradient(field))
+        change = np.sum(np.abs(np.gradient(field)), axis=0)
         share = np.clip(0.5 - field / np.maximum(change, 1e-6), 0, 1)
         inside = field < 0
         if where is not None:
@@ -185,29 +175,15 @@ def _label_ids(labels: Labels) -> NDArray[np.uint8]:
     return np.array([ids.get(name, 0) for name in STRUCTURES], np.uint8)
 
 
-def _draw_shape(
-    rng: np.random.Generator, generator: Generator, spacing: Array
-) -> NDArray[np.int64]:
-    """Draw a grid within the limits, on the side of the common field of view."""
-    low, high = np.array(generator.shape_min), np.array(generator.shape_max)
-    ideal = np.clip(FIELD_OF_VIEW / spacing, low, high)
-    return np.round((ideal + rng.uniform(low, high)) / 2).astype(int)
-
-
-def _superellipse(u: Array, scale: float) -> Array:
-    radius = (np.abs(u[0]) ** 2.3 + np.abs(u[1]) ** 2.3) ** (1 / 2.3)
-    return radius / scale - 1
-
-
 def _paint_trunk(canvas: _Canvas) -> None:
     """Subcutaneous fat, abdominal wall, the fat between the organs, and the lungs' bases."""
-    rng, u = canvas.rng, canvas.u
+    rng = canvas.rng
     wall = rng.uniform(0.86, 0.93)
-    cavity = _superellipse(u, wall - 0.07)
-    canvas.paint(_superellipse(u, 1.0), rng.normal(-105, 6))
-    canvas.paint(_superellipse(u, wall), rng.normal(55, 5))
+    cavity = canvas.trunk(wall - 0.07)
+    canvas.paint(canvas.trunk(1.0), rng.normal(-105, 6))
+    canvas.paint(canvas.trunk(wall), rng.normal(55, 5))
     canvas.paint(cavity, rng.normal(-90, 6) + 8 * canvas.smooth(9))
-    dome = 1.0 - 0.35 * (u[0] ** 2 + u[1] ** 2) - u[2]
+    dome = 1.0 - 0.35 * (canvas.x**2 + canvas.y**2) - canvas.z
     canvas.paint(np.maximum(cavity, dome), rng.normal(-840, 30))
 
 
@@ -235,7 +211,7 @@ def _paint_organs(canvas: _Canvas, absent: int) -> None:
     left = canvas.ellipsoid((-0.02, 0.36, 0.42), (0.44, 0.24, 0.34), 0.08)
     blend = 0.12  # smooth union of the lobes
     liver = -blend * np.logaddexp(-right / blend, -left / blend) + 0.10 * canvas.smooth(6)
-    wall = _superellipse(canvas.u, 0.84)
+    wall = canvas.trunk(0.84)
     parenchyma = rng.normal(102, 9) + 4 * canvas.smooth(10)
     canvas.paint(np.maximum(liver, wall), parenchyma, LIVER)
     canvas.paint(canvas.ellipsoid((0.32, 0.40, -0.20), (0.13, 0.15, 0.22), 0.12), rng.normal(14, 5))
@@ -264,18 +240,18 @@ def _paint_kidney(canvas: _Canvas, side: int, height: float, cortex: float, pain
 
 def _paint_bones_and_vessels(canvas: _Canvas) -> None:
     """Spine with discs, the muscles beside it, aorta and vena cava: all unlabelled."""
-    rng, u = canvas.rng, canvas.u
+    rng, x, y, z = canvas.rng, canvas.x, canvas.y, canvas.z
     for side in (-1, 1):
         muscle = canvas.ellipsoid((0.25 * side, -0.68, 0.0), (0.20, 0.16, 9.0))
         canvas.paint(muscle, rng.normal(55, 4))
-    column = np.hypot(u[0] / 0.17, (u[1] + 0.50) / 0.19) - 1
+    column = np.hypot(x / 0.17, (y + 0.50) / 0.19) - 1
     canvas.paint(column, rng.normal(330, 30))
-    disc = np.cos(2 * np.pi * (u[2] / 0.42 + rng.random())) > 0.75
+    disc = np.cos(2 * np.pi * (z / 0.42 + rng.random())) > 0.75
     canvas.paint(column + 0.2, np.where(disc, 90.0, rng.normal(190, 15)))
-    canvas.paint(np.hypot(u[0] / 0.06, (u[1] + 0.78) / 0.13) - 1, rng.normal(300, 20))
-    for x, radius in ((-0.10, 0.085), (0.12, 0.095)):
-        sway = 0.03 * np.sin(2.5 * u[2] + rng.uniform(0, 6))
-        vessel = np.hypot(u[0] - x - sway, 0.8 * (u[1] + 0.22)) / radius - 1
+    canvas.paint(np.hypot(x / 0.06, (y + 0.78) / 0.13) - 1, rng.normal(300, 20))
+    for at, radius in ((-0.10, 0.085), (0.12, 0.095)):
+        sway = 0.03 * np.sin(2.5 * z + rng.uniform(0, 6))
+        vessel = np.hypot(x - at - sway, 0.8 * (y + 0.22)) / radius - 1
         canvas.paint(vessel, rng.normal(150, 15))
 
 
@@ -298,8 +274,8 @@ def _paint_tumours(canvas: _Canvas) -> None:
     contrast = rng.uniform(35, 55)
     for radius in rng.uniform(3.0, 6.0, rng.integers(1, 4)):
         places = np.argwhere(depth >= min(0.7 * radius, depth.max()))
-        centre = canvas.mm[(slice(None), *places[rng.integers(len(places))])]
-        distance = np.sqrt(((canvas.mm - centre.reshape(3, 1, 1, 1)) ** 2).sum(axis=0))
+        centre = canvas.mm[tuple(places[rng.integers(len(places))])]
+        distance = np.linalg.norm(canvas.mm - centre, axis=-1)
         field = distance / radius - 1 + 0.08 * canvas.smooth(8)
         field[distance == 0] = -1.0  # the centre is tumour whatever the noise says
         level = canvas.hu[liver].mean() - contrast
@@ -310,16 +286,13 @@ def _scan(canvas: _Canvas, noise_sd: float) -> NDArray[np.int16]:
     """Add what a scanner adds: a smooth bias and slightly correlated noise; round to HU."""
     noise = ndimage.gaussian_filter(canvas.rng.standard_normal(canvas.shape), 0.55)
     hu = canvas.hu + 5 * canvas.smooth(4) + noise * (noise_sd / noise.std())
-    return np.round(hu.clip(-1024, 3071)).astype(np.int16)
+    return np.asarray(np.round(hu.clip(-1024, 3071)), np.int16)
 
 
 def _save(file: Path, voxels: NDArray[np.generic], affine: Array, axes: str) -> None:
     """Write NIfTI with the axes stored as `axes`, its affine to match, sform and qform alike."""
-    image = nib.Nifti1Image(voxels, affine)
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(axes)
-    )
-    image = image.as_reoriented(turn)
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    image = nib.Nifti1Image(voxels, affine).as_reoriented(turn)
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
     image.header.set_xyzt_units("mm")

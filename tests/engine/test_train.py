@@ -20,6 +20,7 @@ from kdpipe.engine.state import weights_digest
 from kdpipe.engine.train import Job, train
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.model import load_model
+from kdpipe.provenance import digest
 
 _spec = importlib.util.spec_from_file_location("blobs", Path(__file__).with_name("conftest.py"))
 assert _spec is not None
@@ -123,7 +124,7 @@ class Command:
         run = make_run("kd", epochs=20, steps_per_epoch=4, validate_every=5, checkpoint_seconds=0)
         (folder / "run.json").write_text(json.dumps(run))
         split = {"train": blobs.CASES[:4], "val": blobs.CASES[4:5], "test": blobs.CASES[5:]}
-        (folder / "split.json").write_text(json.dumps(split | {"sha256": "0"}))
+        (folder / "split.json").write_text(json.dumps(split | {"sha256": digest(split)}))
         flags = {
             "run": "run.json",
             "prepared": "prepared",

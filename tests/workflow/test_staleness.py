@@ -79,7 +79,8 @@ class Checkout:
         self.folder = folder
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / "kdpipe", folder / "kdpipe", ignore=ignore)
-        shutil.copytree(root / "workflow", folder / "workflow")
+        for part in ("workflow", "envs"):
+            shutil.copytree(root / part, folder / part)
         shutil.copy(root / "Snakefile", folder)
         self.write("kdpipe/cli.py", FAKE_CLI)
         self.write("config.yaml", CONFIG)
@@ -127,7 +128,7 @@ def _short(rule: str, output: str) -> str:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
     made = Checkout(tmp_path_factory.mktemp("checkout"), root)
-    made.snakemake("--quiet", "all")
+    made.snakemake()
     return made
 
 
@@ -209,7 +210,7 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         jobs("predict evaluate", ALL) | {"tabulate"},
     ),
     "the preparation": (
-        edit("kdpipe/data/preprocess.py", "import", "x = 1\nimport"),
+        edit("kdpipe/data/preprocess.py", "import annotations\n", "import annotations\nX = 1\n"),
         EVERYTHING | {"prepare", "split"},
     ),
     "the report": (edit("kdpipe/report/tables.py", '"mean"', '"average"'), {"tabulate"}),

@@ -23,7 +23,7 @@ rule fetch:
         raw=beside("files"),
     shell:
         "exec python -m kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
-        " --code {params.code} > {log} 2>&1"
+        " > {log} 2>&1"
 
 
 rule prepare:
