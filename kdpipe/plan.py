@@ -120,14 +120,15 @@ class Plan:
         return self.paths.prepared(dataset, self._uses[dataset].preset)
 
     def source_files(self, dataset: str) -> list[str]:
-        """Files of a local source folder; empty for other sources or a folder that is not there.
+        """Files of a data set's local source folder; empty for other sources.
 
-        A wrong folder is not reported here but by the fetch job, which names what it misses.
+        What is missing is not reported here but by the fetch job, which says how to mend it.
         """
-        folder = Path(self.study.data_source.get(dataset, "/nonexistent"))
-        parts = (folder / name for name in ("dataset.json", "imagesTr", "labelsTr"))
-        files = (f for part in parts for f in (part.iterdir() if part.is_dir() else [part]))
-        return sorted(str(f) for f in files if f.is_file() and not f.name.startswith("."))
+        if dataset not in self.study.data_source:
+            return []
+        folder = Path(self.study.data_source[dataset]).expanduser()
+        found = [folder / "dataset.json", *folder.glob("imagesTr/*"), *folder.glob("labelsTr/*")]
+        return sorted(str(f) for f in found if f.is_file() and not f.name.startswith("."))
 
     # code
 

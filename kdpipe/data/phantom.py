@@ -273,7 +273,7 @@ def _paint_tumours(canvas: _Canvas) -> None:
     depth = ndimage.distance_transform_edt(liver, sampling=canvas.spacing)
     contrast = rng.uniform(35, 55)
     for radius in rng.uniform(3.0, 6.0, rng.integers(1, 4)):
-        places = np.argwhere(depth >= min(0.7 * radius, depth.max()))
+        places = np.argwhere(depth >= min(0.9 * radius, depth.max()))
         centre = canvas.mm[tuple(places[rng.integers(len(places))])]
         distance = np.linalg.norm(canvas.mm - centre, axis=-1)
         field = distance / radius - 1 + 0.08 * canvas.smooth(8)

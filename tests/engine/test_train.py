@@ -80,6 +80,17 @@ def test_a_second_run_gives_the_same_bits_and_another_seed_does_not(
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_weights_stay_in_float32_whatever_the_precision(
+    store: Path, tmp_path: Path, precision: str
+) -> None:
+    job = make_job(store, tmp_path, make_run(precision=precision, epochs=1, ema_decay=0.9))
+    train(job)
+    weights = load_model(job.model).network.state_dict()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
 def test_distilling_without_a_teacher_is_an_error(store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'kd' learns from a teacher"):
         train(make_job(store, tmp_path, make_run("kd")))

@@ -1,0 +1,127 @@
+"""A whole study from a folder in nnU-Net layout to its tables, with the real programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdpipe.cards import Generator, Labels
+from kdpipe.data.phantom import generate
+
+CARD = """
+schema_version: 1
+id: ours
+title: Phantoms as a hospital would have them
+modality: CT
+channels: [CT]
+licence: {spdx: CC0-1.0}
+access: {mode: local}
+labels: {raw: {0: background, 1: liver, 2: kidney, 3: spleen}, may_be_absent: all}
+splits: {default: {kind: fractions, val: 0.2, test: 0.4}}
+presets:
+  default:
+    spacing: [3.0, 3.0, 3.0]
+    intensity: {kind: window, low: -175, high: 275}
+    crop_foreground: true
+    patch: [16, 16, 16]
+"""
+
+CONFIG = """
+study: ours
+cards: [cards]
+data_source: {ours: nnunet_raw}
+datasets: [ours]
+teachers: [{unet_tiny: {channels: [8, 16, 32], strides: [2, 2]}}]
+students: [{unet_tiny: {channels: [4, 8, 16], strides: [2, 2]}}]
+methods: [kd]
+seeds: [3]
+training:
+  teacher: {epochs: 4, steps_per_epoch: 5, learning_rate: 0.01, validate_every: 2}
+  student: {epochs: 4, steps_per_epoch: 5, learning_rate: 0.01, validate_every: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a card, a configuration and five cases in nnU-Net layout."""
+    folder: Path = tmp_path_factory.mktemp("study")
+    (folder / "cards").mkdir()
+    (folder / "cards" / "ours.yaml").write_text(CARD)
+    (folder / "config.yaml").write_text(CONFIG)
+    raw = folder / "nnunet_raw"
+    labels = Labels(raw={0: "background", 1: "liver", 2: "kidney", 3: "spleen"})
+    generate(raw, Generator(n_cases=5), labels)
+    for file in (raw / "imagesTr").iterdir():
+        file.rename(file.with_name(file.name.replace(".nii.gz", "_0000.nii.gz")))
+    (raw / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}')
+    return folder
+
+
+def snakemake(folder: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
+    command += ["--directory", str(folder), "--cores", "2", "--configfile"]
+    return subprocess.run(
+        [*command, str(folder / "config.yaml"), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_study_of_ones_own_data(folder: Path, root: Path) -> None:
+    done = snakemake(folder, root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = folder / "results"
+
+    table = pd.read_csv(results / "tables" / "ours" / "results.csv", keep_default_na=False)
+    assert set(table["method"]) == {"", "none", "kd"}
+    assert set(table["structure"]) == {"liver", "kidney", "spleen", "mean"}
+    assert set(table["metric"]) == {"dice", "hd95_pooled", "hd95_max"}
+    assert (table["parameters"].astype(int) > 0).all()
+
+    (split,) = results.glob("ours/*/*/split.json")
+    tests = set(re.findall(r"phantom_\d+", split.read_text().split('"test"')[1].split("]")[0]))
+    assert len(tests) == 2
+    for predictions in results.glob("ours/default/fold0/**/predictions"):
+        files = {file.name.removesuffix(".nii.gz"): file for file in predictions.iterdir()}
+        assert files.keys() == tests
+        for case, file in files.items():
+            image = nib.load(folder / "nnunet_raw" / "imagesTr" / f"{case}_0000.nii.gz")
+            found = nib.load(file)
+            assert found.shape == image.shape
+            np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
+
+    again = snakemake(folder, root, "--dry-run")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_image_stops_the_study_and_is_named(folder: Path, root: Path) -> None:
+    copy = folder.with_name("damaged")
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("results", "data", ".snakemake"))
+    file = copy / "nnunet_raw" / "imagesTr" / "phantom_002_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:-100])
+    done = snakemake(copy, root, "data")
+    assert done.returncode != 0
+    log = (copy / "logs" / "prepare" / "ours" / "default.log").read_text()
+    assert "case 'phantom_002'" in log
+    assert "damaged" in log
+    assert not (copy / "data" / "prepared" / "ours" / "default" / "cases.tsv").exists()
+
+
+def test_an_unknown_method_stops_before_the_graph_with_code_2(folder: Path, root: Path) -> None:
+    done = snakemake(folder, root, "--dry-run", "--config", "methods=['cdw']")
+    assert done.returncode == 2
+    assert "unknown method 'cdw': did you mean 'cwd'?" in done.stderr
