@@ -12,15 +12,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from kdpipe.atomic import write_text
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.imagefile import SUFFIXES
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
@@ -92,8 +92,8 @@ def write_manifest(path: Path, cases: Sequence[Case]) -> None:
                     f"case {case.case!r}, {str(file)!r}: rename it, a path must have no "
                     "semicolon, tab or line break"
                 )
-        joined = replace(case, images=";".join(map(str, case.images)))  # type: ignore[arg-type]
-        lines.append("\t".join(map(str, astuple(joined))))
+        images = ";".join(map(str, case.images))
+        lines.append("\t".join([case.case, case.subject, images, str(case.label), case.sha256]))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -141,7 +141,7 @@ def _description(folder: Path) -> dict[str, Any]:
 def _by_stem(folder: Path, description: Mapping[str, Any]) -> dict[str, Path]:
     """Return name without ending -> file; what no image ends in is passed over."""
     given = str(description.get("file_ending", "")).lstrip(".")
-    endings = (f".{given}",) if given else ENDINGS
+    endings = (f".{given}",) if given else SUFFIXES
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         ending = next((end for end in endings if file.name.endswith(end)), None)

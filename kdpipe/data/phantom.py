@@ -271,8 +271,8 @@ def _paint_tumours(canvas: _Canvas) -> None:
     rng = canvas.rng
     liver = canvas.label == LIVER
     depth = ndimage.distance_transform_edt(liver, sampling=canvas.spacing)
-    contrast = rng.uniform(35, 55)
-    for radius in rng.uniform(3.0, 6.0, rng.integers(1, 4)):
+    contrast = rng.uniform(45, 70)
+    for radius in rng.uniform(3.5, 7.0, rng.integers(1, 4)):
         places = np.argwhere(depth >= min(0.9 * radius, depth.max()))
         centre = canvas.mm[tuple(places[rng.integers(len(places))])]
         distance = np.linalg.norm(canvas.mm - centre, axis=-1)

@@ -82,7 +82,7 @@ class Trainer:
         self.batches, self.validate, self.checkpoint = batches, validate, checkpoint
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
-        self.scaler = torch.amp.GradScaler(enabled=self.dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         critics = list(method.critic_parameters())
         self.learnable = [
             parameter

@@ -40,7 +40,7 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     tables = {"scores.csv": scores, "results.csv": results}
     for name, table in tables.items():
         with atomic_path(out / name) as temporary:
-            table.to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False, na_rep="nan")
     write_text(out / "results.md", markdown)
     write_text(out / "results.tex", render_latex(results, run["study"]))
     written = "\n".join(f"  {out / name}" for name in (*tables, "results.md", "results.tex"))

@@ -63,11 +63,13 @@ def run(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def results(run: dict[str, Any], tmp_path: Path) -> pd.DataFrame:
     write_tables(run, tmp_path / "tables")
-    return pd.read_csv(tmp_path / "tables" / "results.csv", keep_default_na=False, na_values=[""])
+    return pd.read_csv(
+        tmp_path / "tables" / "results.csv", keep_default_na=False, na_values=["nan"]
+    )
 
 
 def row(results: pd.DataFrame, method: str | None, structure: str, metric: str) -> pd.Series:
-    of_method = results["method"].isna() if method is None else results["method"] == method
+    of_method = results["method"] == (method or "")
     chosen = of_method & (results["structure"] == structure) & (results["metric"] == metric)
     assert chosen.sum() == 1
     return results[chosen].iloc[0]
@@ -125,7 +127,7 @@ def test_a_value_that_is_left_out_does_not_count(run: dict[str, Any], tmp_path: 
     table.loc[(table["structure"] == "spleen") & (table["case"] == "b"), "value"] = np.nan
     table.to_csv(file, index=False, na_rep="nan")
     write_tables(run, tmp_path / "out")
-    out = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False, na_values=[""])
+    out = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False, na_values=["nan"])
     spleen = row(out, "kd", "spleen", "dice")
     assert spleen["mean"] == pytest.approx((0.70 + 0.60) / 2)
     assert spleen["n_valid"] == 3
