@@ -12,28 +12,24 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from kdpipe.discover import explain
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.schema import Strict, explain
 
 BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
 Spacing = tuple[float, float, float]
 T = TypeVar("T")
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Model):
+class Source(Strict):
     """Where the data set was published, and what its authors ask to be cited."""
 
     homepage: str | None = None
     citation: tuple[str, ...] = ()
 
 
-class Licence(_Model):
+class Licence(Strict):
     """Licence as published; `note` holds what is unsure."""
 
     spdx: str
@@ -42,7 +38,7 @@ class Licence(_Model):
     note: str | None = None
 
 
-class Archive(_Model):
+class Archive(Strict):
     """One file to download, with how sure its checksum is."""
 
     name: str
@@ -55,7 +51,7 @@ class Archive(_Model):
     )
 
 
-class Generator(_Model):
+class Generator(Strict):
     """Parameters of the phantom generator (`kdpipe.data.phantom`)."""
 
     kind: Literal["ct_abdomen"] = "ct_abdomen"
@@ -70,14 +66,14 @@ class Generator(_Model):
     absent_every: int = Field(6, ge=0, description="each n-th case lacks one structure; 0: none")
 
 
-class Access(_Model):
+class Access(Strict):
     """How the images get here."""
 
     mode: Literal["generate", "open", "manual", "local"]
     steps: tuple[str, ...] = Field((), description="shown verbatim to who has to fetch by hand")
 
 
-class Layout(_Model):
+class Layout(Strict):
     """How an extracted archive or a local folder is organised."""
 
     kind: Literal["auto", "msd", "nnunet"] = "auto"
@@ -98,7 +94,7 @@ class Layout(_Model):
         return self
 
 
-class Labels(_Model):
+class Labels(Strict):
     """Label ids as stored, by name; 0 is the background."""
 
     raw: dict[int, str]
@@ -128,7 +124,7 @@ class Labels(_Model):
         return {self.raw[i]: i for i in sorted(self.raw) if i != 0}
 
 
-class FractionsSplit(_Model):
+class FractionsSplit(Strict):
     """Random split of the patients by fractions; what is left after val and test is train."""
 
     kind: Literal["fractions"]
@@ -137,7 +133,7 @@ class FractionsSplit(_Model):
     seed: int = 12345
 
 
-class CountsSplit(_Model):
+class CountsSplit(Strict):
     """Random split of the patients by counts; fewer cases than the sum are an error."""
 
     kind: Literal["fixed_counts"]
@@ -147,7 +143,7 @@ class CountsSplit(_Model):
     seed: int = 12345
 
 
-class KFoldSplit(_Model):
+class KFoldSplit(Strict):
     """Fold k is the test set, fold k + 1 (cyclic) the validation set, the others train."""
 
     kind: Literal["kfold"]
@@ -155,7 +151,7 @@ class KFoldSplit(_Model):
     seed: int = 12345
 
 
-class ExplicitSplit(_Model):
+class ExplicitSplit(Strict):
     """Case ids written out."""
 
     kind: Literal["explicit"]
@@ -169,7 +165,7 @@ Split = Annotated[
 ]
 
 
-class Window(_Model):
+class Window(Strict):
     """Clip to `[low, high]` (in HU for CT) and scale linearly to `[0, 1]`."""
 
     kind: Literal["window"]
@@ -183,14 +179,14 @@ class Window(_Model):
         return self
 
 
-class ZScore(_Model):
+class ZScore(Strict):
     """Subtract the mean and divide by the standard deviation of each case and channel."""
 
     kind: Literal["zscore"]
     nonzero: bool = Field(True, description="statistics over non-zero voxels only")
 
 
-class Preparation(_Model):
+class Preparation(Strict):
     """How images are prepared; lengths are in the order x, y, z of `orientation`."""
 
     orientation: str = Field(
@@ -225,7 +221,7 @@ class Preset(Preparation):
         return Preparation.model_validate(self.model_dump(exclude={"patch"}))
 
 
-class Card(_Model):
+class Card(Strict):
     """A data set. The file's name is its id, and the id is part of every path."""
 
     schema_version: Literal[1]
@@ -285,11 +281,7 @@ def card_files(folders: Sequence[Path | str] = ()) -> dict[str, Path]:
 
 
 def load_card(name: str, folders: Sequence[Path | str] = ()) -> Card:
-    """Load a card by the data set's name.
-
-    Raises:
-        ConfigError: for an unknown name (lists the valid ones) or a wrong card (names the key).
-    """
+    """Load a card by the data set's name; ConfigError names what is unknown or wrong."""
     files = card_files(folders)
     if name not in files:
         raise ConfigError(f"unknown data set {name!r}: {did_you_mean(name, files)}")

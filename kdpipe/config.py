@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kdpipe import discover
 from kdpipe.cards import Card, load_card
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.schema import Strict, explain
 
 _LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _entry_from_yaml(value: Any) -> Any:
@@ -42,7 +39,7 @@ def _entry_from_yaml(value: Any) -> Any:
     return value
 
 
-class Entry(_Model):
+class Entry(Strict):
     """One value of an axis: a catalogue name, its own parameters, and its label in paths."""
 
     name: str
@@ -66,7 +63,7 @@ class Entry(_Model):
 AxisEntry = Annotated[Entry, BeforeValidator(_entry_from_yaml)]
 
 
-class DatasetUse(_Model):
+class DatasetUse(Strict):
     """How a study uses a data set: which of the card's splits, folds and presets."""
 
     name: str
@@ -84,7 +81,7 @@ def _dataset_from_yaml(value: Any) -> Any:
     return value
 
 
-class Augmentation(_Model):
+class Augmentation(Strict):
     """Random changes of a training crop; a probability of 0 switches one off."""
 
     flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis in flip_axes")
@@ -98,7 +95,7 @@ class Augmentation(_Model):
     noise_sd: float = Field(0.05, ge=0, description="largest Gaussian noise, prepared units")
 
 
-class Training(_Model):
+class Training(Strict):
     """How one network is trained. Teachers and students have one of these each."""
 
     epochs: int = Field(100, ge=1)
@@ -126,27 +123,27 @@ class Training(_Model):
     workers: int = Field(0, ge=0, description="data loading processes; 0 on a CPU")
 
 
-class TrainingRoles(_Model):
+class TrainingRoles(Strict):
     """Training recipes by role."""
 
     teacher: Training = Training()
     student: Training = Training()
 
 
-class Inference(_Model):
+class Inference(Strict):
     """Sliding-window prediction."""
 
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = Field(4, ge=1)
 
 
-class Evaluation(_Model):
+class Evaluation(Strict):
     """Which named metric protocol scores the predictions."""
 
     protocol: Literal["strict_mm", "medpy", "monai"] = "strict_mm"
 
 
-class StageResources(_Model):
+class StageResources(Strict):
     """What one job of a stage asks for; memory and time grow with each attempt."""
 
     threads: int = Field(1, ge=1)
@@ -156,7 +153,7 @@ class StageResources(_Model):
     retries: int = Field(0, ge=0)
 
 
-class Resources(_Model):
+class Resources(Strict):
     """Resources by stage."""
 
     light: StageResources = StageResources(mem_mb=1000, runtime=10)
@@ -166,7 +163,7 @@ class Resources(_Model):
     evaluate: StageResources = StageResources(mem_mb=3000, runtime=60)
 
 
-class Study(_Model):
+class Study(Strict):
     """A whole study: the axes, whose product is the grid of cells, and the settings."""
 
     study: str = Field("study", pattern=r"^[A-Za-z0-9_.-]+$", description="names the tables")
@@ -231,7 +228,7 @@ def load_study(config: Mapping[str, Any], origin: str = "the configuration") -> 
     try:
         study = Study.model_validate(dict(config))
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {discover.explain(error, Study)}") from None
+        raise ConfigError(f"{origin}: {explain(error, Study)}") from None
     try:
         return _check_names(_with_baseline(study))
     except ConfigError as error:

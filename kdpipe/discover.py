@@ -15,23 +15,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.schema import Strict, explain
 
 Catalogue = Literal["methods", "nets"]
 PACKAGE = Path(__file__).parent
 _NOT_ENTRIES = {"base", "terms", "cost"}
 
 
-class Parameters(BaseModel):
-    """Base of every entry's ``Params``: frozen, and an unknown key is an error.
+class Parameters(Strict):
+    """Base of every entry's ``Params``.
 
     The body of a ``Params`` class is compiled alone. It may use builtins, ``Literal`` and
     ``Field``, and nothing that its file imports.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def names(catalogue: Catalogue) -> list[str]:
@@ -87,31 +86,6 @@ def attribute(catalogue: Catalogue, name: str, attribute: str, default: Any) -> 
 def summary(catalogue: Catalogue, name: str) -> str:
     """Return the first line of the entry's docstring."""
     return (ast.get_docstring(_tree(catalogue, name)) or "").partition("\n")[0]
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Turn a pydantic error into one line a problem: the key, what is wrong, the nearest name."""
-    return "; ".join(_problem(detail, model) for detail in error.errors())
-
-
-def _problem(detail: Any, model: type[BaseModel]) -> str:
-    location = [str(part) for part in detail["loc"]]
-    key = ".".join(location) or "(top level)"
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key {key!r}, {did_you_mean(location[-1], _fields_at(model, location))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    given = "" if detail["type"] in {"missing", "value_error"} else f" (given: {detail['input']!r})"
-    return f"{key}: {message}{given}"
-
-
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the legal keys of the (possibly nested) model that holds ``location[-1]``."""
-    for part in location[:-1]:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return list(model.model_fields)
 
 
 @functools.cache
