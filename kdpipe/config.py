@@ -16,11 +16,12 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kdpipe import discover
-from kdpipe.cards import Card, load_card
+from kdpipe.cards import Card, card_files, load_card
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
 
-_LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def _entry_from_yaml(value: Any) -> Any:
@@ -56,7 +57,9 @@ class Entry(Strict):
     @model_validator(mode="after")
     def _label_is_a_path_part(self) -> Entry:
         if not _LABEL.fullmatch(self.label):
-            raise ValueError(f"label {self.label!r} may hold letters, digits and . _ + - only")
+            raise ValueError(
+                f"label {self.label!r} must start with a letter or digit and may hold . _ + - too"
+            )
         return self
 
 
@@ -67,7 +70,9 @@ class DatasetUse(Strict):
     """How a study uses a data set: which of the card's splits, folds and presets."""
 
     name: str
-    splits: tuple[str, ...] = Field(("default",), description="named splits of the card")
+    splits: tuple[str, ...] = Field(
+        ("default",), min_length=1, description="named splits of the card"
+    )
     folds: tuple[int, ...] | Literal["all"] = Field("all", description="folds to run")
     preset: str = Field("default", description="preparation preset of the card")
 
@@ -85,7 +90,7 @@ class Augmentation(Strict):
     """Random changes of a training crop; a probability of 0 switches one off."""
 
     flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis in flip_axes")
-    flip_axes: tuple[int, ...] = Field((0, 1, 2), description="0, 1, 2 are x, y, z as prepared")
+    flip_axes: tuple[Literal[0, 1, 2], ...] = Field((0, 1, 2), description="x, y, z as prepared")
     affine_probability: float = Field(0.3, ge=0, le=1)
     rotation_degrees: float = Field(15.0, ge=0, description="largest angle about each axis")
     zoom: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")
@@ -109,7 +114,7 @@ class Training(Strict):
     augmentation: Augmentation = Augmentation()
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only (Nesterov)")
+    momentum: float = Field(0.9, gt=0, lt=1, description="sgd only (Nesterov)")
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     gradient_clip: float | None = Field(12.0, gt=0, description="largest L2 norm; null: none")
@@ -119,8 +124,6 @@ class Training(Strict):
     ema_decay: float | None = Field(None, gt=0, lt=1, description="null: no averaging of weights")
     validate_every: int = Field(10, ge=1, description="epochs; the last one is always validated")
     validation_overlap: float = Field(0.25, ge=0, lt=1)
-    checkpoint_seconds: float = Field(60.0, ge=0, description="0: after every step")
-    workers: int = Field(0, ge=0, description="data loading processes; 0 on a CPU")
 
 
 class TrainingRoles(Strict):
@@ -143,26 +146,6 @@ class Evaluation(Strict):
     protocol: Literal["strict_mm", "medpy", "monai"] = "strict_mm"
 
 
-class StageResources(Strict):
-    """What one job of a stage asks for; memory and time grow with each attempt."""
-
-    threads: int = Field(1, ge=1)
-    mem_mb: int = Field(2000, ge=1)
-    runtime: int = Field(30, ge=1, description="minutes")
-    gpu: int = Field(0, ge=0)
-    retries: int = Field(0, ge=0)
-
-
-class Resources(Strict):
-    """Resources by stage."""
-
-    light: StageResources = StageResources(mem_mb=1000, runtime=10)
-    prepare: StageResources = StageResources(threads=2, mem_mb=4000, runtime=120)
-    train: StageResources = StageResources(threads=2, mem_mb=6000, runtime=720, retries=2)
-    predict: StageResources = StageResources(threads=2, mem_mb=6000, runtime=120, retries=1)
-    evaluate: StageResources = StageResources(mem_mb=3000, runtime=60)
-
-
 class Study(Strict):
     """A whole study: the axes, whose product is the grid of cells, and the settings."""
 
@@ -177,8 +160,8 @@ class Study(Strict):
     teachers: tuple[AxisEntry, ...] = Field(min_length=1)
     students: tuple[AxisEntry, ...] = Field(min_length=1)
     methods: tuple[AxisEntry, ...] = Field(description="'none' is added where it is missing")
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
-    teacher_seed: int = Field(0, description="all students learn from this one training")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    teacher_seed: int = Field(0, ge=0, description="all students learn from this one training")
     training: TrainingRoles = TrainingRoles()
     inference: Inference = Inference()
     evaluation: Evaluation = Evaluation()
@@ -189,6 +172,12 @@ class Study(Strict):
         for axis in ("teachers", "students", "methods"):
             labels = [entry.label for entry in getattr(self, axis)]
             _no_repeats(axis, labels, "give one of them a label of its own with 'as:'")
+        for entry in self.methods:
+            if (entry.name == "none") != (entry.label == "none"):
+                raise ValueError(
+                    f"methods: 'none' is the undistilled student, by name and by label; found "
+                    f"{entry.name!r} as {entry.label!r}"
+                )
         _no_repeats("datasets", [use.name for use in self.datasets], "name each once")
         _no_repeats("seeds", list(self.seeds), "name each once")
         return self
@@ -267,16 +256,16 @@ def _check_names(study: Study) -> Study:
         discover.check_params("nets", entry.name, entry.params)
     for entry in study.methods:
         discover.check_params("methods", entry.name, entry.params)
-    known = [use.name for use in study.datasets]
     for use in study.datasets:
         card = study.card(use.name)
         card.preset(use.preset)
         for split in use.splits:
             study.folds(use, split)
+    cards = card_files(study.cards)
     for name in study.data_source:
-        if name not in known:
+        if name not in cards:
             raise ConfigError(
-                f"data_source: {name!r} is no data set of this study, {did_you_mean(name, known)}"
+                f"data_source: unknown data set {name!r}, {did_you_mean(name, cards)}"
             )
     return study
 

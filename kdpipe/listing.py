@@ -7,16 +7,15 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
-from kdpipe.config import Evaluation
 from kdpipe.provenance import environment
 
-_STUDIES = Path("workflow/studies")
+_STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
 
 
 def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -47,8 +46,12 @@ def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
             {"name": file.stem, "summary": _first_comment(file), "file": str(file)}
             for file in sorted(_STUDIES.glob("*.yaml"))
         ]
-    names = get_args(Evaluation.model_fields["protocol"].annotation)
-    return [{"name": name, "summary": "metric protocol"} for name in names]
+    from kdpipe.metrics.protocol import PROTOCOLS
+
+    return [
+        {"name": protocol.name, "version": protocol.version, "summary": protocol.definition}
+        for protocol in PROTOCOLS.values()
+    ]
 
 
 def _dataset(name: str, cards: Sequence[str]) -> dict[str, Any]:

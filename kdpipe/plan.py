@@ -13,6 +13,7 @@ from typing import Any
 
 from kdpipe import discover
 from kdpipe.config import DatasetUse, Entry, Study
+from kdpipe.errors import ConfigError
 from kdpipe.paths import NO_TEACHER, Paths
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
@@ -120,15 +121,26 @@ class Plan:
         return self.paths.prepared(dataset, self._uses[dataset].preset)
 
     def source_files(self, dataset: str) -> list[str]:
-        """Files of a data set's local source folder; empty for other sources.
-
-        What is missing is not reported here but by the fetch job, which says how to mend it.
-        """
+        """Files of a data set's local source folder; empty for other sources."""
         if dataset not in self.study.data_source:
             return []
         folder = Path(self.study.data_source[dataset]).expanduser()
         found = [folder / "dataset.json", *folder.glob("imagesTr/*"), *folder.glob("labelsTr/*")]
         return sorted(str(f) for f in found if f.is_file() and not f.name.startswith("."))
+
+    def check_sources(self) -> None:
+        """Raise ConfigError if a local source is not there.
+
+        Checked before the graph is built: a disk that is not mounted must not look like data that
+        have changed, as Snakemake would delete what was made from them.
+        """
+        for dataset in self.cards:
+            folder = self.study.data_source.get(dataset)
+            if folder and not (Path(folder).expanduser() / "dataset.json").is_file():
+                raise ConfigError(
+                    f"data_source.{dataset}: {folder} holds no dataset.json; name the folder with "
+                    "dataset.json, imagesTr and labelsTr, and see that its disk is mounted"
+                )
 
     # code
 

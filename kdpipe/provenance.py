@@ -65,17 +65,19 @@ def import_closure(modules: Iterable[str]) -> set[str]:
 
 @functools.cache
 def _imports(module: str) -> frozenset[str]:
-    named = (name for node in ast.walk(_tree(module)) for name in _imported_names(node))
+    named = (name for node in ast.walk(_tree(module)) for name in _imported_names(node, module))
     return frozenset(name for name in named if name.count(".") >= 2 and _file(name))
 
 
-def _imported_names(node: ast.AST) -> Iterator[str]:
-    """Yield every dotted name that an import statement may mean."""
+def _imported_names(node: ast.AST, module: str) -> Iterator[str]:
+    """Yield every dotted name that an import statement of `module` may mean."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        package = module.split(".")[: -node.level] if node.level else []
+        source = ".".join([*package, *filter(None, [node.module])])
+        yield source
+        yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
 def _file(module: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,9 +32,16 @@ def _problem(detail: Any, model: type[BaseModel]) -> str:
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """Return the legal keys of the (possibly nested) model that holds ``location[-1]``."""
+    models = {model}
     for part in location[:-1]:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return list(model.model_fields)
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        inner = {found for field in fields for found in _models_in(field.annotation)}
+        models = inner or models  # an index or a tag of a union stays where it is
+    return sorted({name for found in models for name in found.model_fields})
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    """Return the models that stand in a type, however deep in tuples, dicts and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {found for part in get_args(annotation) for found in _models_in(part)}

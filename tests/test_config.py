@@ -48,7 +48,7 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
         ({"methods": [{"cwd": {"tau": 0}}]}, r"method 'cwd': tau: .*greater than 0 \(given: 0\)"),
         ({"methods": ["cwd", {"cwd": {"tau": 2}}]}, r"cwd stands there more than once; .*'as:'"),
         ({"methods": [{"cwd": {}, "kd": {}}]}, r"an entry is a name or one name with parameters"),
-        ({"methods": [{"cwd": {}, "as": "a/b"}]}, r"label 'a/b' may hold letters"),
+        ({"methods": [{"cwd": {}, "as": "a/b"}]}, r"label 'a/b' must start with a letter"),
         ({"seeds": [1, 1]}, r"seeds: 1 stands there more than once"),
         ({"seeds": []}, r"seeds: .*at least 1 item"),
         (
@@ -63,7 +63,16 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
             r"split 'default' has folds 0 to 0, not 1",
         ),
         ({"datasets": [{"phantom_ct": {"preset": "fine"}}]}, r"no preset 'fine': Valid: default"),
-        ({"data_source": {"btcv": "x"}}, r"data_source: 'btcv' is no data set of this study"),
+        (
+            {"data_source": {"phantom": "x"}},
+            r"unknown data set 'phantom', did you mean",
+        ),
+        ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0"),
+        ({"methods": [{"none": {}, "as": "base"}]}, r"'none' is the undistilled student"),
+        ({"methods": [{"kd": {}, "as": "none"}]}, r"'none' is the undistilled student"),
+        ({"methods": [{"cwd": {}, "as": ".."}]}, r"label '..' must start with a letter"),
+        ({"datasets": [{"phantom_ct": {"fold": [0]}}]}, r"'datasets.0.fold', did you mean 'folds'"),
+        ({"methods": [{"name": "kd", "parms": {}}]}, r"did you mean 'params'"),
         ({"cards": ["nowhere"]}, r"cards: nowhere is not a folder"),
     ],
 )
@@ -149,7 +158,8 @@ def test_unreadable_yaml_names_the_file(tmp_path: Path) -> None:
 
 def test_floor_one_imports_no_heavy_package() -> None:
     modules = (
-        "cli, config, plan, paths, provenance, discover, cards, errors, listing, atomic, progress"
+        "cli, stages, config, resources, schema, plan, paths, provenance, discover, cards, errors, "
+        "listing, atomic, progress"
     )
     code = f"from kdpipe import {modules}; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -160,3 +170,20 @@ def test_studies_are_frozen() -> None:
     study = load_study(SMALL)
     with pytest.raises(ValueError, match="frozen"):
         study.__setattr__("study", "other")
+
+
+def test_a_source_that_is_not_there_stops_before_the_graph(tmp_path: Path) -> None:
+    plan = Plan(load_study(SMALL | {"data_source": {"phantom_ct": str(tmp_path)}}))
+    with pytest.raises(ConfigError, match=r"data_source.phantom_ct: .* holds no dataset.json"):
+        plan.check_sources()
+    (tmp_path / "dataset.json").write_text("{}")
+    plan.check_sources()
+
+
+def test_metric_protocols_of_the_configuration_are_those_of_the_metrics() -> None:
+    from typing import get_args
+
+    from kdpipe.config import Evaluation
+    from kdpipe.metrics.protocol import PROTOCOLS
+
+    assert set(get_args(Evaluation.model_fields["protocol"].annotation)) == PROTOCOLS.keys()

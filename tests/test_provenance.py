@@ -48,6 +48,16 @@ def test_closure_of_training_reaches_lazy_imports_but_no_other_stage() -> None:
     assert "kdpipe.config" not in closure
 
 
+def test_relative_imports_count(copy: tuple[Path, Callable[[], ModuleType]]) -> None:
+    package, load = copy
+    (package / "methods" / "mine.py").write_text("from .terms import soft_kl\nfrom . import base\n")
+    assert load().import_closure(["kdpipe.methods.mine"]) == {
+        "kdpipe.methods.mine",
+        "kdpipe.methods.terms",
+        "kdpipe.methods.base",
+    }
+
+
 def test_an_unknown_module_is_an_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="kdpipe.methods.nope"):
         import_closure(["kdpipe.methods.nope"])

@@ -51,7 +51,9 @@ def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
     elif source is None:
         files = [Archive.model_validate(file) for file in run["files"]]
         raise DataError(_instructions(run["id"], access, files))
-    cases = index(Path(source), Layout.model_validate(run["layout"]), len(run["channels"]))
+    cases = index(
+        Path(source).expanduser(), Layout.model_validate(run["layout"]), len(run["channels"])
+    )
     write_manifest(manifest, cases)
     log.info("%s: %d cases in %s", run["id"], len(cases), source)
 

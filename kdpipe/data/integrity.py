@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from kdpipe.cards import Labels
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.errors import DataError
-from kdpipe.imagefile import count_non_finite, is_nifti
+from kdpipe.images.files import count_non_finite, is_nifti
 
 if TYPE_CHECKING:
     from kdpipe.data.layout import Case

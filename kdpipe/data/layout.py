@@ -19,7 +19,7 @@ from typing import Any
 from kdpipe.atomic import write_text
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.imagefile import SUFFIXES
+from kdpipe.images.files import SUFFIXES
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 

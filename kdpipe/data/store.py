@@ -175,7 +175,7 @@ class StoredCase:
             raise self._damaged(name, error) from None
 
     def _damaged(self, name: str, error: Exception) -> DataError:
-        mend = f"delete the folder {self.folder} and prepare the data set again"
+        mend = f"delete the folder {self.folder} and the cases.tsv of its data set, and run again"
         return DataError(
             f"case {self.folder.name!r}, {self.folder / name}: missing or damaged ({error}); {mend}"
         )

@@ -97,6 +97,7 @@ class Trainer:
             else None
         )
         self.step = 0
+        self.seconds = 0.0  # of the current epoch, over all interruptions
         self.best = Best()
         self.rows: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
@@ -110,18 +111,19 @@ class Trainer:
             TrainingDiverged: when the loss is not finite.
         """
         self._resume()
-        saved = started = time.monotonic()
+        saved = last = time.monotonic()
         report = ProgressReport("training, step", self.total_steps, self.step)
         with StopRequest() as stop, report:
             for batch in self.batches(self.step):
                 values = self._train_step(batch)
                 self.step += 1
                 report.advance(note=f"loss {values['loss']:.4f}")
-                if self.step % self.steps_per_epoch == 0:
-                    self._end_epoch(time.monotonic() - started)
-                    started = time.monotonic()
                 now = time.monotonic()
-                if stop.received or now - saved >= self.settings.checkpoint_seconds:
+                self.seconds, last = self.seconds + now - last, now
+                if self.step % self.steps_per_epoch == 0:
+                    self._end_epoch()
+                    last = time.monotonic()
+                if stop.received or now - saved >= self.checkpoint.every_seconds:
                     self.checkpoint.save(self._state())
                     saved = now
                 if stop.received and self.step < self.total_steps:
@@ -204,9 +206,10 @@ class Trainer:
 
     # one epoch
 
-    def _end_epoch(self, seconds: float) -> None:
+    def _end_epoch(self) -> None:
         epoch = self.step // self.steps_per_epoch
-        row: dict[str, float] = {"epoch": epoch, "step": self.step, "seconds": round(seconds, 3)}
+        row: dict[str, float] = {"epoch": epoch, "step": self.step}
+        row["seconds"] = round(self.seconds, 3)  # without validation
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         row |= {name: total / self.steps_per_epoch for name, total in self.sums.items()}
         if epoch == 1:
@@ -218,7 +221,7 @@ class Trainer:
                 self.best = Best(dice, epoch, copy.deepcopy(network.state_dict()))
             logger.info("epoch %d: loss %.4f, validation Dice %.4f", epoch, row["loss"], dice)
         self.rows.append(row)
-        self.sums = {}
+        self.sums, self.seconds = {}, 0.0
 
     # saving and going on
 
@@ -240,6 +243,7 @@ class Trainer:
             "best": vars(self.best),
             "rows": self.rows,
             "sums": self.sums,
+            "seconds": self.seconds,
             "gradient_norms": self.gradient_norms,
         }
 
@@ -251,6 +255,7 @@ class Trainer:
             part.load_state_dict(state["parts"][name])
         self.step, self.best = state["step"], Best(**state["best"])
         self.rows, self.sums = state["rows"], state["sums"]
+        self.seconds = state["seconds"]
         self.gradient_norms = state["gradient_norms"]
         logger.info("going on after step %d of %d", self.step, self.total_steps)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,11 +23,12 @@ class Checkpoint:
 
     The folder is no output of any rule, because Snakemake deletes the outputs of a failed job.
     `digest` says what was trained (settings, code, data); a checkpoint of something else is
-    passed over.
+    passed over. The loop saves about every `every_seconds`.
     """
 
-    def __init__(self, folder: Path, digest: str):
+    def __init__(self, folder: Path, digest: str, every_seconds: float = 60.0):
         self.folder = folder
+        self.every_seconds = every_seconds
         self.file = folder / "state.pt"
         self.digest = digest
 
@@ -42,7 +44,11 @@ class Checkpoint:
         """Return the saved state and set the generators; None where there is nothing to go on."""
         if not self.file.exists():
             return None
-        state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            log.warning("%s is damaged (%s): starting afresh", self.file, error)
+            return None
         if state["digest"] != self.digest:
             log.warning("%s is of other settings, code or data: starting afresh", self.file)
             return None

@@ -22,6 +22,7 @@ from kdpipe import discover
 from kdpipe.atomic import atomic_path, write_json
 from kdpipe.config import Training
 from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
+from kdpipe.data.store import StoredCase
 from kdpipe.engine.device import compute_dtype, pick_device
 from kdpipe.engine.loop import Best, Learner, Trainer
 from kdpipe.engine.state import Checkpoint, weights_digest
@@ -53,6 +54,8 @@ class Job:
     model: Path
     teacher: Path | None = None
     code: str = ""
+    checkpoint_seconds: float = 60.0
+    loaders: int = 0
 
 
 def train(job: Job) -> None:
@@ -100,7 +103,7 @@ def _assemble(job: Job, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
         student,
         frozen,
         method.to(device),
-        lambda start: _batches(dataset, settings, steps, start, device),
+        lambda start: _batches(dataset, settings, steps, start, device, job.loaders),
         Validator(
             job.store,
             job.split["val"],
@@ -109,7 +112,7 @@ def _assemble(job: Job, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
             settings.validation_overlap,
             compute_dtype(settings.precision, device),
         ),
-        Checkpoint(job.state, _state_digest(job)),
+        Checkpoint(job.state, _state_digest(job), job.checkpoint_seconds),
     )
     return trainer, cost
 
@@ -161,12 +164,17 @@ def _teacher_learner(
 
 
 def _batches(
-    dataset: CropDataset, settings: Training, steps: int, start: int, device: torch.device
+    dataset: CropDataset,
+    settings: Training,
+    steps: int,
+    start: int,
+    device: torch.device,
+    loaders: int,
 ) -> Iterable[dict[str, Tensor]]:
     return DataLoader(
         dataset,
         batch_sampler=StepSampler(start, settings.epochs, steps, settings.batch_size),
-        num_workers=settings.workers,
+        num_workers=loaders,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global one belongs to the networks
     )
@@ -176,7 +184,7 @@ def _state_digest(job: Job) -> str:
     """Whatever this names, a checkpoint may be continued only if it was the same."""
     teacher = file_digest(job.teacher) if job.teacher else None
     used = (*job.split["train"], *job.split["val"])
-    data = [file_digest(job.store / case / "geometry.json") for case in used]
+    data = [StoredCase(job.store / case).geometry["digest"] for case in used]
     return digest(job.run, job.preparation, job.split, job.code, teacher, data)
 
 

@@ -53,6 +53,7 @@ class Validator:
         image, label = case.whole()
         with autocast(device, self.dtype):
             tensor = torch.from_numpy(image).to(device)
-            scores = sliding_scores(network, tensor, self.patch, self.overlap)
+            pad_value = case.geometry["pad_value"]
+            scores = sliding_scores(network, tensor, self.patch, self.overlap, pad_value=pad_value)
         predicted = scores.max(dim=0).indices.cpu().numpy()
         return list(dice(label, predicted, self.structures).values())

@@ -41,6 +41,8 @@ def predict_cases(
     trained = load_model(model)
     network = trained.network.to(device)
     out.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in out.parent.glob(f".tmp-{out.name}-*"):  # of a run that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
     temporary.chmod(0o755)
     try:
@@ -53,6 +55,7 @@ def predict_cases(
                     trained.patch,
                     settings.overlap,
                     settings.window_batch,
+                    stored.geometry["pad_value"],
                 )
                 restore_case(scores.cpu().numpy(), stored.geometry, temporary, case)
                 report.advance(note=case)

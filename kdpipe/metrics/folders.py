@@ -13,7 +13,7 @@ import pandas as pd
 
 from kdpipe.atomic import atomic_path
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.imagefile import SUFFIXES, case_name
+from kdpipe.images.files import SUFFIXES, case_name
 from kdpipe.metrics.labelmaps import check_same_grid, read_label_map
 from kdpipe.metrics.protocol import Protocol, Score, check_structures, get_protocol, score_case
 

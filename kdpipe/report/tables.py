@@ -7,6 +7,7 @@ mean and the standard deviation of the seeds' means (ddof 1; nothing where there
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import pandas as pd
 
 from kdpipe.atomic import atomic_path, write_text
 from kdpipe.errors import DataError
+from kdpipe.metrics.protocol import PROTOCOLS
+from kdpipe.report.render import OVERALL, ROW, render_latex, render_markdown
 
-#: what makes a row; seeds are summarised within it
-ROW = ["dataset", "split", "fold", "role", "teacher", "student", "method"]
-OVERALL = "mean"
+CELL = [*ROW, "seed"]
+_INTEGERS = ("fold", "seed")
+_SCORES = [*CELL, "case", "structure", "metric", "protocol", "value", "unit", "status"]
+_COSTS = ["parameters", "macs", "seconds"]
 _HIGHER_IS_BETTER = {"dice"}
 _MISSED = {"missing_in_prediction", "missing_in_reference"}
 
@@ -32,7 +36,11 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
         out: folder to write.
 
     Returns:
-        The Markdown table and the paths of the files, for a terminal.
+        The Markdown tables and the paths of the files, for a terminal.
+
+    Raises:
+        DataError: a file of a cell is missing, unreadable or of another cell, a cell is listed
+            twice, or the cells are not scored by one known protocol; nothing is written.
     """
     scores = _collect_scores(run["cells"])
     results = summarise(scores, _collect_costs(run["cells"]))
@@ -47,41 +55,108 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     return f"{markdown}\nFiles:\n{written}"
 
 
+# what the cells left behind
+
+
 def _collect_scores(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    tables = [
-        pd.read_csv(Path(cell["folder"]) / "metrics.csv", keep_default_na=False, na_values=["nan"])
-        for cell in cells
-    ]
+    tables, scored_by = [], dict[str, Path]()
+    for cell in cells:
+        file = Path(cell["folder"]) / "metrics.csv"
+        table = _read_scores(file)
+        _check_scores(table, file, _keys(cell))
+        scored_by |= {protocol: file for protocol in table["protocol"].unique()}
+        tables.append(table)
+    if len(scored_by) > 1:
+        named = "; ".join(f"{protocol} in {file}" for protocol, file in scored_by.items())
+        raise DataError(f"scores of different protocols do not compare: {named}. Evaluate again")
     return pd.concat(tables, ignore_index=True)
+
+
+def _read_scores(file: Path) -> pd.DataFrame:
+    """Read a ``metrics.csv``; all is text as it stands, but for the value, the fold and the seed.
+
+    Guessed types would make 1 of a case ``001`` and NaN of a structure ``NA``.
+    """
+    types: dict[str, type] = {"value": float, **dict.fromkeys(_INTEGERS, int)}
+    try:
+        return pd.read_csv(
+            file,
+            dtype=defaultdict(lambda: str, types),
+            keep_default_na=False,
+            na_values={"value": ["nan"]},
+            float_precision="round_trip",
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: no table of scores ({error}). Evaluate the cell again") from error
+
+
+def _check_scores(table: pd.DataFrame, file: Path, keys: dict[str, Any]) -> None:
+    """Raise DataError unless the table holds scores of this cell, each once, by known protocols."""
+    if lacking := [name for name in _SCORES if name not in table]:
+        raise DataError(f"{file}: lacks the columns {', '.join(lacking)}. Evaluate the cell again")
+    if table.empty:
+        raise DataError(f"{file}: holds no score. Evaluate the cell again")
+    for key, value in keys.items():
+        if (other := table.loc[table[key] != value, key]).size:
+            raise DataError(
+                f"{file}: {key} is {other.iloc[0]!r} there and {value!r} in the study. "
+                "Evaluate the cell again"
+            )
+    if (twice := table[table.duplicated(["case", "structure", "metric"])]).size:
+        case, structure, metric = twice.iloc[0][["case", "structure", "metric"]]
+        raise DataError(
+            f"{file}: case {case}: {metric} of {structure} is there twice. Evaluate the cell again"
+        )
+    if unknown := set(table["protocol"]) - PROTOCOLS.keys():
+        raise DataError(
+            f"{file}: unknown protocol {', '.join(sorted(unknown))}. Evaluate the cell again by "
+            f"one of {', '.join(PROTOCOLS)}"
+        )
 
 
 def _collect_costs(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for cell in cells:
         file = Path(cell["folder"]) / "model.json"
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        if not {"parameters", "macs", "validation_dice", "seconds"} <= facts.keys():
-            raise DataError(f"{file}: lacks parameters, macs, validation_dice or seconds")
-        kept = {key: facts[key] for key in ("parameters", "macs", "seconds")}
-        rows.append({**{key: cell[key] for key in [*ROW, "seed"]}, **kept})
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: unreadable ({error}). Train the cell again") from error
+        if lacking := [name for name in _COSTS if not isinstance(facts.get(name), int | float)]:
+            raise DataError(f"{file}: lacks numbers for {', '.join(lacking)}. Train the cell again")
+        rows.append(_keys(cell) | {name: facts[name] for name in _COSTS})
     return pd.DataFrame(rows)
+
+
+def _keys(cell: dict[str, Any]) -> dict[str, Any]:
+    """The cell's keys, of the types that `_read_scores` gives them."""
+    return {key: int(cell[key]) if key in _INTEGERS else str(cell[key]) for key in CELL}
+
+
+# numbers
 
 
 def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Return one row a cell of the grid, structure and metric.
 
     Args:
-        scores: tidy table of `kdpipe.metrics.folders`, with the key columns `ROW` and ``seed``.
-        costs: columns `ROW`, ``seed``, ``parameters``, ``macs`` and ``seconds``.
+        scores: tidy table of `kdpipe.metrics.folders`, with the key columns `CELL`.
+        costs: columns `CELL`, ``parameters``, ``macs`` and ``seconds``; one row a cell and seed.
 
     Returns:
-        Columns `ROW`, ``structure`` (`OVERALL` is the mean over structures), ``metric``, ``unit``,
-        ``mean``, ``sd`` and ``n_seeds``; ``n_valid`` values and ``n_missed`` structures over all
-        seeds; ``gain`` over the undistilled student (positive is better); ``parameters``,
-        ``macs`` and ``training_seconds``.
+        Columns `ROW`, ``structure`` (`OVERALL` is the mean over structures), ``metric``,
+        ``protocol``, ``unit``, ``mean``, ``sd`` and ``n_seeds``; ``n_valid`` values and
+        ``n_missed`` structures over all seeds; ``gain`` over the undistilled student (positive is
+        better); ``n_cases`` scored; ``parameters``, ``macs`` and ``training_seconds``.
+
+    Raises:
+        DataError: a cell is there twice, or has scores but no costs or the reverse; a structure
+            is called `OVERALL`.
     """
-    per_seed = _per_seed(scores)
-    groups = per_seed.groupby([*ROW, "structure", "metric", "unit"], sort=False)
+    _check_cells(scores, costs)
+    groups = _per_seed(scores).groupby(
+        [*ROW, "structure", "metric", "protocol", "unit"], sort=False
+    )
     results = groups.agg(
         mean=("value", "mean"),
         sd=("value", "std"),
@@ -90,18 +165,44 @@ def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
         n_missed=("n_missed", "sum"),
     ).reset_index()
     results["gain"] = _gain(results)
+    cases = scores.groupby(ROW, sort=False).agg(n_cases=("case", "nunique"))
     cost = costs.groupby(ROW, sort=False).agg(
         parameters=("parameters", "first"),
         macs=("macs", "first"),
         training_seconds=("seconds", "mean"),
     )
-    return results.merge(cost.reset_index(), on=ROW, how="left", validate="many_to_one")
+    of_row = cases.join(cost, validate="one_to_one").reset_index()
+    return results.merge(of_row, on=ROW, how="left", validate="many_to_one")
+
+
+def _check_cells(scores: pd.DataFrame, costs: pd.DataFrame) -> None:
+    """Raise DataError unless every cell has scores and, once, costs."""
+    if (twice := costs[costs.duplicated(CELL)]).size:
+        raise DataError(f"{_name(twice)}: twice in the study. Give one of the two another label")
+    scored = scores[CELL].drop_duplicates()
+    sides = scored.merge(costs[CELL], on=CELL, how="outer", indicator="side", validate="1:1")
+    if (alone := sides[sides["side"] != "both"]).size:
+        has = "scores but no costs" if alone["side"].iloc[0] == "left_only" else "costs, no scores"
+        raise DataError(
+            f"{_name(alone)}: has {has}. Are the keys of its metrics.csv those of the study?"
+        )
+    if (scores["structure"] == OVERALL).any():
+        raise DataError(
+            f"{_name(scores[scores['structure'] == OVERALL])}: a structure is called {OVERALL!r}, "
+            "which is the mean over structures here. Rename it in the data set's card"
+        )
+
+
+def _name(cells: pd.DataFrame) -> str:
+    """The first of the cells, for a message."""
+    first = cells.iloc[0]
+    return "cell " + ", ".join(f"{key} {first[key]}" for key in CELL if first[key] != "")
 
 
 def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean over cases for each seed and structure, and over structures as `OVERALL`."""
     scores = scores.assign(missed=scores["status"].isin(_MISSED))
-    keys = [*ROW, "seed", "metric", "unit"]
+    keys = [*CELL, "metric", "protocol", "unit"]
     structures = scores.groupby([*keys, "structure"], sort=False).agg(
         value=("value", "mean"), n_valid=("value", "count"), n_missed=("missed", "sum")
     )
@@ -115,108 +216,9 @@ def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _gain(results: pd.DataFrame) -> pd.Series:
     """Difference to the row of method ``none`` with the same student; NaN for teachers."""
-    same = ["dataset", "split", "fold", "student", "structure", "metric"]
+    same = ["dataset", "split", "fold", "student", "structure", "metric", "protocol"]
     students = results["role"] == "student"
     baseline = results[students & (results["method"] == "none")].set_index(same)["mean"]
     against = baseline.reindex(pd.MultiIndex.from_frame(results[same])).to_numpy()
     sign = np.where(results["metric"].isin(_HIGHER_IS_BETTER), 1.0, -1.0)
     return pd.Series(sign * (results["mean"].to_numpy() - against)).where(students.to_numpy())
-
-
-# what people read
-
-
-def _wide(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, a column a metric and structure, formatted."""
-    rows = []
-    for keys, group in results.groupby(ROW, sort=False):
-        named = dict(zip(ROW, keys, strict=True))
-        row = {"data": named["dataset"], "split": f"{named['split']}/{named['fold']}"}
-        row |= _identity(named)
-        overall = group[group["structure"] == OVERALL].set_index("metric")
-        for metric, line in overall.iterrows():
-            row[_title(str(metric), line["unit"])] = _plus_minus(line, str(metric))
-        row["gain Dice"] = _signed(overall.loc["dice", "gain"] * 100)
-        row["missed"] = str(int(overall.loc["dice", "n_missed"]))
-        for _, line in group[
-            (group["structure"] != OVERALL) & (group["metric"] == "dice")
-        ].iterrows():
-            row[f"Dice {line['structure']}"] = _plus_minus(line, "dice")
-        row["params"] = f"{line['parameters'] / 1e6:.3f} M"
-        row["MACs"] = f"{line['macs'] / 1e9:.3f} G"
-        rows.append(row)
-    wide = pd.DataFrame(rows).fillna("")
-    return wide.drop(columns=[c for c in ("data", "split") if wide[c].nunique() == 1])
-
-
-def _identity(named: dict[str, Any]) -> dict[str, str]:
-    if named["role"] == "teacher":
-        return {"network": named["teacher"], "teacher": "", "method": "(teacher)"}
-    teacher = "" if named["teacher"] == "no_teacher" else named["teacher"]
-    return {"network": named["student"], "teacher": teacher, "method": named["method"]}
-
-
-def _title(metric: str, unit: str) -> str:
-    names = {"dice": "Dice %", "hd95_pooled": "HD95 pooled", "hd95_max": "HD95 max"}
-    return names.get(metric, metric) if metric == "dice" else f"{names.get(metric, metric)} {unit}"
-
-
-def _plus_minus(line: Any, metric: str) -> str:
-    scale = 100.0 if metric == "dice" else 1.0
-    if np.isnan(line["mean"]):
-        return "-"
-    mean = f"{line['mean'] * scale:.2f}"
-    return mean if np.isnan(line["sd"]) else f"{mean} ± {line['sd'] * scale:.2f}"
-
-
-def _signed(value: float) -> str:
-    return "" if np.isnan(value) else f"{value:+.2f}"
-
-
-def _notes(results: pd.DataFrame) -> str:
-    seeds = int(results.loc[results["role"] == "student", "n_seeds"].max())
-    cases = int(results.loc[results["structure"] != OVERALL, "n_valid"].max()) // seeds
-    return (
-        f"Test cases: at most {cases} a structure. Mean ± sd over {seeds} seed(s) of the student; "
-        "gain: difference to the undistilled student (method none), positive is better; "
-        "missed: structures that only one of prediction and reference has, over all seeds."
-    )
-
-
-def render_markdown(results: pd.DataFrame, study: str) -> str:
-    """Return the readable table in Markdown."""
-    wide = _wide(results)
-    widths = [max(len(str(v)) for v in (name, *wide[name])) for name in wide]
-    lines = [
-        _markdown_line(wide.columns, widths),
-        _markdown_line(["-" * w for w in widths], widths),
-    ]
-    lines += [_markdown_line(row, widths) for row in wide.itertuples(index=False)]
-    return f"# {study}\n\n" + "\n".join(lines) + f"\n\n{_notes(results)}\n"
-
-
-def _markdown_line(values: Any, widths: Sequence[int]) -> str:
-    cells = (f"{value!s:<{width}}" for value, width in zip(values, widths, strict=True))
-    return f"| {' | '.join(cells)} |"
-
-
-def render_latex(results: pd.DataFrame, study: str) -> str:
-    """Return the same table in LaTeX (booktabs)."""
-    wide = _wide(results)
-    header = " & ".join(_latex(name) for name in wide)
-    body = "\n".join(
-        " & ".join(_latex(value) for value in row) + r" \\" for row in wide.itertuples(index=False)
-    )
-    return (
-        "% needs \\usepackage{booktabs}\n\\begin{table}\n"
-        f"\\caption{{{_latex(study)}. {_latex(_notes(results))}}}\n"
-        f"\\begin{{tabular}}{{{'l' * wide.shape[1]}}}\n\\toprule\n{header} \\\\\n\\midrule\n"
-        f"{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
-
-
-def _latex(value: object) -> str:
-    text = str(value)
-    for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped)
-    return text

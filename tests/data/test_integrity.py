@@ -15,7 +15,7 @@ from kdpipe.cards import Labels
 from kdpipe.data.integrity import check_case, read_case
 from kdpipe.data.layout import Case
 from kdpipe.errors import DataError
-from kdpipe.imagefile import count_non_finite
+from kdpipe.images.files import count_non_finite
 
 SHAPE = (12, 10, 8)
 LABELS = Labels(raw={0: "background", 1: "liver", 2: "spleen"})

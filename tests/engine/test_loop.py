@@ -49,13 +49,18 @@ class Adversarial(Distiller):
         return self.critic.parameters()
 
 
-def build(folder: Path, batches: Callable[[int], Any] | None = None, **training: Any) -> Trainer:
+def build(
+    folder: Path,
+    batches: Callable[[int], Any] | None = None,
+    every_seconds: float = 0.0,
+    **training: Any,
+) -> Trainer:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(0.3), nn.Conv3d(4, 3, 1)
     )
     method = Adversarial()
-    recipe: dict[str, Any] = {"epochs": 4, "validate_every": 2, "checkpoint_seconds": 0} | training
+    recipe: dict[str, Any] = {"epochs": 4, "validate_every": 2} | training
     settings = Training(**recipe)
     return Trainer(
         settings,
@@ -65,7 +70,7 @@ def build(folder: Path, batches: Callable[[int], Any] | None = None, **training:
         method=method,
         batches=batches or (lambda start: batches_from(start, 12)),
         validate=lambda net: float(next(net.parameters()).detach().abs().mean()),
-        checkpoint=Checkpoint(folder, "digest"),
+        checkpoint=Checkpoint(folder, "digest", every_seconds),
     )
 
 
@@ -113,7 +118,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    trainer = build(tmp_path / "state", batches, checkpoint_seconds=1e9)
+    trainer = build(tmp_path / "state", batches, every_seconds=1e9)
     with pytest.raises(Interrupted, match="SIGTERM after step 6 of 12"):
         trainer.run()
     expected = weights_digest(build(tmp_path / "whole").run().weights)

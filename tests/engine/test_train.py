@@ -132,7 +132,7 @@ class Command:
         (folder / "prepared").mkdir()
         (folder / "prepared" / "cases").symlink_to(store)
         (folder / "prepared" / "run.json").write_text("{}")
-        run = make_run("kd", epochs=20, steps_per_epoch=4, validate_every=5, checkpoint_seconds=0)
+        run = make_run("kd", epochs=20, steps_per_epoch=4, validate_every=5)
         (folder / "run.json").write_text(json.dumps(run))
         split = {"train": blobs.CASES[:4], "val": blobs.CASES[4:5], "test": blobs.CASES[5:]}
         (folder / "split.json").write_text(json.dumps(split | {"sha256": digest(split)}))
@@ -143,6 +143,7 @@ class Command:
             "state": "state",
             "model": "model.pt",
             "teacher": str(teacher),
+            "checkpoint-seconds": "0",
         }
         pairs = [text for flag, value in flags.items() for text in (f"--{flag}", value)]
         self.arguments = [sys.executable, "-m", "kdpipe", "distill", *pairs]

@@ -173,7 +173,7 @@ def test_missing_predictions_are_all_listed(study) -> None:
 @pytest.mark.parametrize(
     ("geometry", "message"),
     [
-        ({"origin": (-120.5, 33.25, 801.01)}, r"0.01 mm apart.*801\.0\).*801\.01"),
+        ({"origin": (-120.5, 33.25, 801.03)}, r"0.03 mm apart.*801\.0\).*801\.03"),
         ({"spacing": (0.7, 0.8, 2.6)}, r"0\.55 mm apart.*2\.5\).*2\.6"),
         ({"direction": (-1, 0, 0, 0, -1, 0, 0, 0, 1)}, r"1\.0, 0\.0.*direction \(-1\.0, 0\.0"),
     ],
@@ -192,7 +192,7 @@ def test_other_size_is_refused_with_both_values(study) -> None:
 
 
 def test_rounding_in_the_header_is_no_other_geometry(study) -> None:
-    _write(study[1] / "a.nii.gz", _labels(3), origin=(-120.5 + 9e-4, 33.25, 801.0))
+    _write(study[1] / "a.nii.gz", _labels(3), origin=(-120.5 + 9e-3, 33.25, 801.0))
     assert len(_evaluate(study, cases=["a"])) == 9
 
 

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from kdpipe.errors import DataError
-from kdpipe.imagefile import case_name
+from kdpipe.images.files import case_name
 from kdpipe.metrics.labelmaps import check_same_grid, read_label_map
 
 TURN = (math.cos(0.3), -math.sin(0.3), 0.0, math.sin(0.3), math.cos(0.3), 0.0, 0.0, 0.0, 1.0)

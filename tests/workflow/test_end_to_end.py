@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -68,9 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def snakemake(folder: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
-    command += ["--directory", str(folder), "--cores", "2", "--configfile"]
+    command += ["--configfile", str(folder / "config.yaml"), "--directory", str(folder)]
     return subprocess.run(
-        [*command, str(folder / "config.yaml"), *arguments],
+        [*command, "--cores", "2", *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -92,10 +92,10 @@ def test_a_study_of_ones_own_data(folder: Path, root: Path) -> None:
     assert (table["parameters"].astype(int) > 0).all()
 
     (split,) = results.glob("ours/*/*/split.json")
-    tests = set(re.findall(r"phantom_\d+", split.read_text().split('"test"')[1].split("]")[0]))
+    tests = set(json.loads(split.read_text())["test"])
     assert len(tests) == 2
     for predictions in results.glob("ours/default/fold0/**/predictions"):
-        files = {file.name.removesuffix(".nii.gz"): file for file in predictions.iterdir()}
+        files = {file.name.removesuffix(".nii.gz"): file for file in predictions.glob("*.nii.gz")}
         assert files.keys() == tests
         for case, file in files.items():
             image = nib.load(folder / "nnunet_raw" / "imagesTr" / f"{case}_0000.nii.gz")
@@ -110,7 +110,8 @@ def test_a_study_of_ones_own_data(folder: Path, root: Path) -> None:
 @pytest.mark.slow
 def test_a_damaged_image_stops_the_study_and_is_named(folder: Path, root: Path) -> None:
     copy = folder.with_name("damaged")
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("results", "data", ".snakemake"))
+    made = shutil.ignore_patterns("results", "data", "logs", ".snakemake")
+    shutil.copytree(folder, copy, ignore=made)
     file = copy / "nnunet_raw" / "imagesTr" / "phantom_002_0000.nii.gz"
     file.write_bytes(file.read_bytes()[:-100])
     done = snakemake(copy, root, "data")

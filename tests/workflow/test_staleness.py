@@ -82,6 +82,7 @@ class Checkout:
         for part in ("workflow", "envs"):
             shutil.copytree(root / part, folder / part)
         shutil.copy(root / "Snakefile", folder)
+        (folder / "profiles").symlink_to("workflow/profiles")
         self.write("kdpipe/cli.py", FAKE_CLI)
         self.write("config.yaml", CONFIG)
         self.write("cards/mine.yaml", CARD)
@@ -89,6 +90,7 @@ class Checkout:
         for case in "ab":
             for part in ("imagesTr", "labelsTr"):
                 self.write(f"source/{part}/{case}.nii.gz", case)
+        self.write("source/imagesTr/large.nii.gz", "x" * 1_500_000)
 
     def write(self, name: str, text: str) -> None:
         file = self.folder / name
@@ -247,9 +249,22 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         ),
         set(),
     ),
+    "how often a training is saved": (
+        lambda checkout: checkout.write(
+            "config.yaml", CONFIG + "resources: {train: {checkpoint_seconds: 5, loaders: 2}}\n"
+        ),
+        set(),
+    ),
+    "the teacher's seed": (
+        lambda checkout: checkout.write("config.yaml", CONFIG + "teacher_seed: 1\n"),
+        jobs("configure train_teacher predict evaluate", ["segresnet/seed1"])
+        | jobs(TRAINED, cells("kd", "cwd"))
+        | {"configure tiny", "tabulate"},
+    ),
     "dates alone": (
         touch(
             "source/imagesTr/a.nii.gz",
+            "source/imagesTr/large.nii.gz",
             "data/raw/mine/manifest.tsv",
             f"results/mine/default/fold0/teachers/{TEACHER}/model.pt",
         ),
@@ -289,3 +304,15 @@ def test_one_edit_reruns_exactly_what_it_touches(checkout: Checkout, name: str) 
             file.write_bytes(content)
             os.utime(file, (stat.st_atime, stat.st_mtime))
         (checkout.folder / "kdpipe/methods/mine.py").unlink(missing_ok=True)
+
+
+def test_a_source_that_has_gone_stops_the_run_and_deletes_nothing(checkout: Checkout) -> None:
+    files = [file for part in ("data", "results") for file in (checkout.folder / part).rglob("*")]
+    (checkout.folder / "source").rename(checkout.folder / "unmounted")
+    try:
+        with pytest.raises(AssertionError, match="holds no dataset.json"):
+            checkout.snakemake()
+    finally:
+        (checkout.folder / "unmounted").rename(checkout.folder / "source")
+    assert all(file.exists() for file in files)
+    assert checkout.planned() == set()

@@ -7,7 +7,7 @@ from kdpipe.config import load_study
 from kdpipe.errors import ConfigError
 from kdpipe.paths import WILDCARDS
 from kdpipe.plan import Plan
-from kdpipe.provenance import canonical, code_digest
+from kdpipe.provenance import canonical, code_digest, digest
 
 # Jobs run the Python of this Snakemake, activated or not, and the kdpipe whose code is digested.
 for variable, folder in (
@@ -19,6 +19,7 @@ for variable, folder in (
 try:
     STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
     PLAN = Plan(STUDY)
+    PLAN.check_sources()
 except ConfigError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

@@ -1,4 +1,4 @@
-# Scores of every test case; the only stage that opens test labels.
+# Scores of every test case; after the preparation, the only stage that opens test labels.
 
 
 rule evaluate:

@@ -30,7 +30,9 @@ rule train_teacher:
         state=beside("checkpoint"),  # no output: Snakemake deletes the outputs of a failed job
     shell:
         "exec python -m kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
-        " --state {params.state} --model {output.model} --code {params.code} > {log} 2>&1"
+        " --state {params.state} --model {output.model} --code {params.code}"
+        " --checkpoint-seconds {RESOURCES.train.checkpoint_seconds}"
+        " --loaders {RESOURCES.train.loaders} > {log} 2>&1"
 
 
 rule distill:
@@ -65,4 +67,5 @@ rule distill:
     shell:
         "exec python -m kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} {params.teacher} --code {params.code}"
-        " > {log} 2>&1"
+        " --checkpoint-seconds {RESOURCES.train.checkpoint_seconds}"
+        " --loaders {RESOURCES.train.loaders} > {log} 2>&1"

@@ -1,0 +1,190 @@
+"""What each sub-command runs: from parsed arguments and ``run.json`` to the module that does it.
+
+Each function imports what it needs when it runs, so that a stage without a network does not wait
+for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from kdpipe.errors import ConfigError
+
+
+def _json(path: Path, *needed: str) -> dict[str, Any]:
+    """Read a JSON object that must have the keys `needed`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict) or not content.keys() >= set(needed):
+        raise ConfigError(f"{path}: not the settings of this stage, {', '.join(needed)} expected")
+    return content
+
+
+def run_fetch(given: argparse.Namespace) -> None:
+    """Bring a data set's files here and write its manifest."""
+    from kdpipe.data.fetch import fetch
+
+    fetch(_json(given.run, "access", "layout", "source"), given.raw, given.manifest)
+
+
+def run_prepare(given: argparse.Namespace) -> None:
+    """Check, resample and store the images of a manifest."""
+    from kdpipe.cards import Labels, Preparation
+    from kdpipe.data.layout import read_manifest
+    from kdpipe.data.prepare import prepare
+    from kdpipe.provenance import digest
+
+    run = _json(given.run, "preset", "labels", "channels")
+    prepare(
+        read_manifest(given.manifest),
+        Preparation.model_validate(run["preset"]),
+        Labels.model_validate(run["labels"]),
+        run["channels"],
+        store=given.store,
+        cases_tsv=given.cases,
+        fingerprint=given.fingerprint,
+        digest=digest(run, given.code),
+        workers=given.workers,
+        memory_mb=given.memory_mb,
+    )
+
+
+def run_split(given: argparse.Namespace) -> None:
+    """Divide the prepared cases."""
+    from kdpipe.data.split import split_cases
+
+    split_cases(_json(given.run, "dataset", "fold", "rule"), given.cases, given.out)
+
+
+def run_train(given: argparse.Namespace) -> None:
+    """Train a teacher or a student."""
+    from kdpipe.data.split import read_split
+    from kdpipe.engine.device import keep_freed_memory
+    from kdpipe.engine.train import Job, train
+
+    keep_freed_memory()
+    train(
+        Job(
+            run=_json(given.run, "cell", "network", "method", "patch", "training"),
+            preparation=_json(given.prepared / "run.json"),
+            split=read_split(given.split),
+            store=given.prepared / "cases",
+            state=given.state,
+            model=given.model,
+            teacher=getattr(given, "teacher", None),
+            code=given.code,
+            checkpoint_seconds=given.checkpoint_seconds,
+            loaders=given.loaders,
+        )
+    )
+
+
+def run_predict(given: argparse.Namespace) -> None:
+    """Segment the test cases of a split."""
+    from kdpipe.config import Inference
+    from kdpipe.data.split import read_split
+    from kdpipe.engine.device import keep_freed_memory, pick_device
+    from kdpipe.infer.predict import predict_cases
+
+    keep_freed_memory()
+    predict_cases(
+        model=given.model,
+        store=given.prepared / "cases",
+        cases=read_split(given.split)["test"],
+        settings=Inference.model_validate(_json(given.run, "overlap", "window_batch")),
+        out=given.out,
+        device=pick_device(),
+    )
+
+
+def run_evaluate(given: argparse.Namespace) -> None:
+    """Score two folders, or the predictions of a cell."""
+    from kdpipe.metrics.folders import evaluate_folders
+
+    if given.run:
+        missing = [name for name in ("cell", "manifest", "split") if not getattr(given, name)]
+        if missing:
+            raise ConfigError(f"--run also needs {', '.join(f'--{name}' for name in missing)}")
+        from kdpipe.data.layout import read_manifest
+        from kdpipe.data.split import read_split
+
+        run = _json(given.run, "structures", "protocol")
+        cases = read_split(given.split)["test"]
+        labels = {case.case: case.label for case in read_manifest(given.manifest)}
+        evaluate_folders(
+            None,
+            given.prediction,
+            run["structures"],
+            protocol=run["protocol"],
+            out=given.out,
+            workers=given.workers,
+            keys=_json(given.cell, "cell")["cell"],
+            references=labels,
+            cases=cases,
+        )
+        return
+    if not (given.reference and given.labels):
+        raise ConfigError("give --reference and --labels (or, within a study, --run)")
+    evaluate_folders(
+        given.reference,
+        given.prediction,
+        _structures(given.labels),
+        protocol=given.protocol or "strict_mm",
+        out=given.out,
+        workers=given.workers,
+    )
+
+
+def _structures(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read ``name: label`` or ``name: [labels]``."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {
+            str(name): tuple(map(int, ids)) if isinstance(ids, list) else (int(ids),)
+            for name, ids in content.items()
+            if ids != 0
+        }
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: expected lines 'name: label', got: {error}") from None
+
+
+def run_tables(given: argparse.Namespace) -> None:
+    """Write the tables of a study."""
+    from kdpipe.report.tables import write_tables
+
+    print(write_tables(_json(given.run, "study", "cells"), given.out))
+
+
+def run_list(given: argparse.Namespace) -> None:
+    """Print a catalogue."""
+    from kdpipe.listing import catalogue
+
+    entries = catalogue(given.what, given.cards)
+    if given.json:
+        print(json.dumps(entries, indent=2))
+        return
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        print(f"{entry['name']:<{width}}  {entry['summary']}")
+
+
+def run_doctor(given: argparse.Namespace) -> None:
+    """Print what a bug report needs."""
+    from kdpipe.listing import diagnosis
+
+    for name, value in diagnosis().items():
+        print(f"{name:<14}{value}")
+
+
+def run_schema(given: argparse.Namespace) -> None:
+    """Print the JSON schema of config.yaml."""
+    from kdpipe.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
