@@ -88,31 +88,24 @@ def format_tables(results: pd.DataFrame) -> list[Table]:
     units = dict(zip(results["metric"], results["unit"], strict=True))
     titles = {metric: _title(metric, unit) for metric, unit in units.items()}
     structures = [name for name in results["structure"].unique() if name != OVERALL]
-    main = [
-        identity
-        | {title: _plus_minus(lines, OVERALL, metric) for metric, title in titles.items()}
-        | _main_columns(lines)
-        for identity, lines in rows
-    ]
+    # a dictionary a row; the structures below are kept apart, as one may be called "method"
+    main = _without_constants(
+        [
+            identity
+            | {title: _plus_minus(lines, OVERALL, metric) for metric, title in titles.items()}
+            | _main_columns(lines)
+            for identity, lines in rows
+        ]
+    )
     identities = _without_constants([identity for identity, _ in rows])
-    tables = [_table("", _without_constants(main))]
+    tables = [Table("", list(main[0]), [list(row.values()) for row in main])]
     for metric, title in titles.items():
-        values = [[_plus_minus(lines, name, metric) for name in structures] for _, lines in rows]
-        tables.append(
-            Table(
-                f"{title} by structure",
-                [*identities[0], *structures],
-                [
-                    [*identity.values(), *row]
-                    for identity, row in zip(identities, values, strict=True)
-                ],
-            )
-        )
+        values = [
+            [*identity.values(), *(_plus_minus(lines, name, metric) for name in structures)]
+            for identity, (_, lines) in zip(identities, rows, strict=True)
+        ]
+        tables.append(Table(f"{title} by structure", [*identities[0], *structures], values))
     return tables
-
-
-def _table(title: str, rows: Sequence[dict[str, str]]) -> Table:
-    return Table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _identity(keys: dict[str, Any]) -> dict[str, str]:
@@ -125,9 +118,9 @@ def _identity(keys: dict[str, Any]) -> dict[str, str]:
 
 def _main_columns(lines: pd.DataFrame) -> dict[str, str]:
     """What the main table says of a cell besides its scores."""
-    any_line = lines.iloc[0]
+    any_line: Any = lines.iloc[0]
     has_dice = (OVERALL, "dice") in lines.index
-    gain = lines.loc[(OVERALL, "dice"), "gain"] if has_dice else np.nan
+    gain: Any = lines.loc[(OVERALL, "dice"), "gain"] if has_dice else np.nan
     return {
         "gain Dice": "" if np.isnan(gain) else f"{gain * 100:+.2f}",
         "missed": str(lines.loc[[OVERALL], "n_missed"].max()),
@@ -150,7 +143,7 @@ def _plus_minus(lines: pd.DataFrame, structure: str, metric: str) -> str:
     """Mean ± sd; a dash where all values are left out, nothing where there is no such structure."""
     if (structure, metric) not in lines.index:
         return ""
-    line = lines.loc[(structure, metric)]
+    line: Any = lines.loc[(structure, metric)]
     if np.isnan(line["mean"]):
         return "-"
     scale = 100.0 if line["unit"] == "fraction" else 1.0

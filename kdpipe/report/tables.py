@@ -7,7 +7,6 @@ mean and the standard deviation of the seeds' means (ddof 1; nothing where there
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,29 +76,28 @@ def _read_scores(file: Path) -> pd.DataFrame:
 
     Guessed types would make 1 of a case ``001`` and NaN of a structure ``NA``.
     """
-    types: dict[str, type] = {"value": float, **dict.fromkeys(_INTEGERS, int)}
     try:
-        return pd.read_csv(
-            file,
-            dtype=defaultdict(lambda: str, types),
-            keep_default_na=False,
-            na_values={"value": ["nan"]},
-            float_precision="round_trip",
-        )
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: no table of scores ({error}). Evaluate the cell again") from error
+    if lacking := [name for name in _SCORES if name not in table]:
+        raise DataError(f"{file}: lacks the columns {', '.join(lacking)}. Evaluate the cell again")
+    for name, number in {"value": float, **dict.fromkeys(_INTEGERS, int)}.items():
+        try:
+            table[name] = [number(text) for text in table[name]]
+        except ValueError as error:
+            raise DataError(f"{file}: {name}: {error}. Evaluate the cell again") from error
+    return table
 
 
 def _check_scores(table: pd.DataFrame, file: Path, keys: dict[str, Any]) -> None:
     """Raise DataError unless the table holds scores of this cell, each once, by known protocols."""
-    if lacking := [name for name in _SCORES if name not in table]:
-        raise DataError(f"{file}: lacks the columns {', '.join(lacking)}. Evaluate the cell again")
     if table.empty:
         raise DataError(f"{file}: holds no score. Evaluate the cell again")
     for key, value in keys.items():
         if (other := table.loc[table[key] != value, key]).size:
             raise DataError(
-                f"{file}: {key} is {other.iloc[0]!r} there and {value!r} in the study. "
+                f"{file}: {key} is '{other.iloc[0]}' there and '{value}' in the study. "
                 "Evaluate the cell again"
             )
     if (twice := table[table.duplicated(["case", "structure", "metric"])]).size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 
 from kdpipe.errors import DataError
-from kdpipe.report.tables import OVERALL, summarise, write_tables
+from kdpipe.metrics.protocol import PROTOCOLS
+from kdpipe.report.render import OVERALL
+from kdpipe.report.tables import CELL, summarise, write_tables
 
 #: method -> seed -> Dice of (case a liver, case b liver, case a spleen, case b spleen)
 DICE: dict[str, dict[int, tuple[float, ...]]] = {
@@ -63,9 +66,28 @@ def run(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def results(run: dict[str, Any], tmp_path: Path) -> pd.DataFrame:
     write_tables(run, tmp_path / "tables")
-    return pd.read_csv(
-        tmp_path / "tables" / "results.csv", keep_default_na=False, na_values=["nan"]
-    )
+    return read_results(tmp_path / "tables")
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "results.csv", keep_default_na=False, na_values=["nan"])
+
+
+def edit_scores(cell: dict[str, Any], **columns: Any) -> None:
+    """Overwrite columns of the cell's metrics.csv, as text."""
+    file = Path(cell["folder"]) / "metrics.csv"
+    pd.read_csv(file, dtype=str, keep_default_na=False).assign(**columns).to_csv(file, index=False)
+
+
+def markdown_tables(text: str) -> dict[str, list[list[str]]]:
+    """Heading -> rows of the table below it, header first."""
+    tables = {}
+    for part in re.split(r"^#+ ", text, flags=re.MULTILINE)[1:]:
+        heading, *lines = part.splitlines()
+        rows = [line.strip("|") for line in lines if line.startswith("|")]
+        tables[heading] = [[cell.strip() for cell in row.split("|")] for row in rows]
+        del tables[heading][1]
+    return tables
 
 
 def row(results: pd.DataFrame, method: str | None, structure: str, metric: str) -> pd.Series:
@@ -101,23 +123,137 @@ def test_missed_structures_and_cost(results: pd.DataFrame) -> None:
     assert none["training_seconds"] == 30
 
 
-def test_what_people_read(run: dict[str, Any], tmp_path: Path) -> None:
+def test_results_carry_protocol_and_number_of_cases(results: pd.DataFrame) -> None:
+    assert set(results["protocol"]) == {"strict_mm"}
+    assert set(results["n_cases"]) == {2}
+
+
+def test_markdown_tables(run: dict[str, Any], tmp_path: Path) -> None:
     text = write_tables(run, tmp_path / "out")
     markdown = (tmp_path / "out" / "results.md").read_text()
-    assert markdown in text
-    line = next(line for line in markdown.splitlines() if "| kd " in line)
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == [
-        "tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0",
-        "93.00 ± 2.83", "70.00 ± 0.00", "1.500 M", "2.250 G",
-    ]  # fmt: skip
-    assert "Test cases: at most 2 a structure." in markdown
+    assert text.startswith(markdown)
+    tables = markdown_tables(markdown)
+    assert list(tables) == ["my_study", "Dice % by structure", "HD95 max mm by structure"]
+    who = ["network", "teacher", "method"]
+    # overall Dice of seeds 0 and 1: none 0.725, 0.76; kd 0.805, 0.825; HD95 = 10 (1 - Dice)
+    assert tables["my_study"] == [
+        [*who, "Dice %", "HD95 max mm", "gain Dice", "missed", "params", "MACs"],
+        ["big", "", "(teacher)", "93.50", "0.65", "", "0", "1.500 M", "2.250 G"],
+        ["tiny", "", "none", "74.25 ± 2.47", "2.58 ± 0.25", "+0.00", "2", "1.500 M", "2.250 G"],
+        ["tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0", "1.500 M", "2.250 G"],
+    ]
+    assert tables["Dice % by structure"] == [
+        [*who, "liver", "spleen"],
+        ["big", "", "(teacher)", "96.00", "91.00"],
+        ["tiny", "", "none", "86.00 ± 1.41", "62.50 ± 3.54"],
+        ["tiny", "big", "kd", "93.00 ± 2.83", "70.00 ± 0.00"],
+    ]
+    assert tables["HD95 max mm by structure"] == [
+        [*who, "liver", "spleen"],
+        ["big", "", "(teacher)", "0.40", "0.90"],
+        ["tiny", "", "none", "1.40 ± 0.14", "3.75 ± 0.35"],
+        ["tiny", "big", "kd", "0.70 ± 0.28", "3.00 ± 0.00"],
+    ]
+    assert "\nTest cases: 2. Mean ± sd over 2 seed(s) of the student;" in markdown
+    strict = PROTOCOLS["strict_mm"]
+    notes = f"\nProtocol strict_mm, version {strict.version}: {strict.definition}\n"
+    assert markdown.index(notes) < markdown.index("## Dice")
+
+
+def test_latex_tables(run: dict[str, Any], tmp_path: Path) -> None:
+    write_tables(run, tmp_path / "out")
     latex = (tmp_path / "out" / "results.tex").read_text()
-    assert latex.count(r"\\") == 4
-    assert r"81.50 $\pm$ 1.41" in latex
-    assert r"my\_study" in latex
-    tidy = pd.read_csv(tmp_path / "out" / "scores.csv")
-    assert len(tidy) == 5 * 8
+    tables = latex.split(r"\begin{table}")[1:]
+    assert len(tables) == 3
+    for table in tables:  # they float: each needs the definition
+        assert r"Protocol strict\_mm, version 1: Dice and 95th" in table
+        assert table.count(r"\\") == 4
+    assert r"\caption{my\_study. Test cases: 2. Mean $\pm$ sd over" in tables[0]
+    assert (
+        r"tiny & big & kd & 81.50 $\pm$ 1.41 & 1.85 $\pm$ 0.14 & +7.25 & 0 & 1.500 M & 2.250 G \\"
+        in tables[0]
+    )
+    assert r"\begin{tabular}{lllllllll}" in tables[0]
+    assert r"\caption{my\_study: Dice \% by structure. Protocol" in tables[1]
+    assert r"network & teacher & method & liver & spleen \\" in tables[1]
+    assert r"tiny & big & kd & 0.70 $\pm$ 0.28 & 3.00 $\pm$ 0.00 \\" in tables[2]
+
+
+def test_names_are_escaped(run: dict[str, Any], tmp_path: Path) -> None:
+    plain = "[#$%&_{}~^\\±|<>"
+    edit_scores(run["cells"][0], structure=["a|b"] * 4 + ["c"] * 4)
+    run["cells"][0]["teacher"] = plain
+    edit_scores(run["cells"][0], teacher=plain)
+    write_tables(run, tmp_path / "out")
+    latex = (tmp_path / "out" / "results.tex").read_text()
+    assert (
+        "\n{[}"
+        r"\#\$\%\&\_\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}$\pm$"
+        r"\textbar{}\textless{}\textgreater{} &  & (teacher) & 93.50"
+    ) in latex
+    assert r"| a\|b " in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_structure_may_be_called_like_a_column(run: dict[str, Any], tmp_path: Path) -> None:
+    for cell in run["cells"]:
+        edit_scores(cell, structure=["method"] * 4 + ["teacher"] * 4)
+    write_tables(run, tmp_path / "out")
+    tables = markdown_tables((tmp_path / "out" / "results.md").read_text())
+    assert tables["Dice % by structure"][0] == ["network", "teacher", "method", "method", "teacher"]
+    assert tables["Dice % by structure"][1] == ["big", "", "(teacher)", "96.00", "91.00"]
+
+
+def test_structures_and_cases_may_differ_between_data_sets(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    other = run["cells"][0]
+    other["dataset"] = "other"
+    file = Path(other["folder"]) / "metrics.csv"
+    edit_scores(other, dataset="other")
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table[(table["case"] == "a") & (table["structure"] == "liver")].to_csv(file, index=False)
+    write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    by_structure = markdown_tables(markdown)["Dice % by structure"]
+    assert by_structure[0] == ["data", "network", "teacher", "method", "liver", "spleen"]
+    assert by_structure[1] == ["other", "big", "", "(teacher)", "95.00", ""]
+    assert by_structure[3] == ["mine", "tiny", "big", "kd", "93.00 ± 2.83", "70.00 ± 0.00"]
+    assert "Test cases: 1 to 2." in markdown
+
+
+def test_names_that_look_like_numbers_or_gaps_stay_text(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    names = {"dataset": "007", "split": "NA", "teacher": "1", "student": "1e3", "method": "nan"}
+    structures = ["None", "nan", "01", "null"]
+    for cell in run["cells"]:
+        odd = {key: name for key, name in names.items() if cell["role"] == "student"}
+        cell |= odd
+        edit_scores(cell, case="001", structure=np.repeat(structures, 2), **odd)
+    with pytest.raises(DataError, match="twice in the study"):
+        write_tables(run, tmp_path / "out")  # none and kd are now one cell
+    run["cells"] = run["cells"][:3]
+    write_tables(run, tmp_path / "out")
+    scores, results = (
+        pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype=str, keep_default_na=False)
+        for name in ("scores", "results")
+    )
+    assert set(scores["case"]) == {"001"}
+    students = results[results["role"] == "student"]
+    assert {key: set(students[key]) for key in names} == {k: {v} for k, v in names.items()}
+    assert set(students["structure"]) == {*structures, OVERALL}
+    assert set(results[results["role"] == "teacher"]["student"]) == {""}
+    assert set(students["fold"]) == {"0"}
+    assert students["parameters"].tolist() == ["1500000"] * len(students)
+
+
+def test_values_keep_every_digit(run: dict[str, Any], tmp_path: Path) -> None:
+    value = "0.12345678901234568"
+    edit_scores(run["cells"][0], value=value)
+    write_tables(run, tmp_path / "out")
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv", dtype=str)
+    assert set(scores.loc[scores["role"] == "teacher", "value"]) == {value}
+    assert len(scores) == 5 * 8
 
 
 def test_a_value_that_is_left_out_does_not_count(run: dict[str, Any], tmp_path: Path) -> None:
@@ -127,22 +263,116 @@ def test_a_value_that_is_left_out_does_not_count(run: dict[str, Any], tmp_path: 
     table.loc[(table["structure"] == "spleen") & (table["case"] == "b"), "value"] = np.nan
     table.to_csv(file, index=False, na_rep="nan")
     write_tables(run, tmp_path / "out")
-    out = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False, na_values=["nan"])
-    spleen = row(out, "kd", "spleen", "dice")
+    spleen = row(read_results(tmp_path / "out"), "kd", "spleen", "dice")
     assert spleen["mean"] == pytest.approx((0.70 + 0.60) / 2)
     assert spleen["n_valid"] == 3
+    assert (tmp_path / "out" / "scores.csv").read_text().count(",nan,") == 2
 
 
-def test_facts_of_another_format_are_named(run: dict[str, Any], tmp_path: Path) -> None:
-    file = Path(run["cells"][0]["folder"]) / "model.json"
-    file.write_text("{}")
-    with pytest.raises(DataError, match="model.json: lacks parameters"):
+def test_a_structure_without_any_value_is_a_dash(run: dict[str, Any], tmp_path: Path) -> None:
+    teacher = run["cells"][0]
+    values = ["0.95", "9.0", "0.97", "9.0", "nan", "nan", "nan", "nan"]
+    edit_scores(teacher, value=values)
+    write_tables(run, tmp_path / "out")
+    tables = markdown_tables((tmp_path / "out" / "results.md").read_text())
+    assert tables["Dice % by structure"][1][-2:] == ["96.00", "-"]
+    assert tables["my_study"][1][3:5] == ["96.00", "9.00"]
+    lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    spleen = next(line for line in lines if ",teacher,big,,,spleen,dice," in line)
+    assert ",strict_mm,fraction,nan,nan,1,0,0,nan,2,1500000," in spleen
+
+
+def test_another_protocol_brings_its_own_definition(run: dict[str, Any], tmp_path: Path) -> None:
+    for cell in run["cells"]:
+        edit_scores(cell, protocol="monai")
+    write_tables(run, tmp_path / "out")
+    for name in ("results.md", "results.tex"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "Protocol monai, version 1: MONAI DiceMetric and compute" in text
+        assert "strict" not in text
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"protocol": "monai"}, "do not compare: strict_mm in .*kd_0.metrics.csv; monai in .*kd_1"),
+        ({"protocol": "mine"}, "metrics.csv: unknown protocol mine"),
+        ({"method": "cwd"}, "kd_1.metrics.csv: method is 'cwd' there and 'kd' in the study"),
+        ({"seed": "2"}, "kd_1.metrics.csv: seed is '2' there and '1' in the study"),
+        ({"fold": "0.0"}, "metrics.csv: fold: invalid literal .* '0.0'"),
+        ({"value": ""}, "metrics.csv: value: could not convert"),
+        ({"case": "c"}, "case c: dice of liver is there twice"),
+        ({"structure": ["mean"] * 4 + ["x"] * 4}, "kd, seed 1: a structure is called 'mean'"),
+    ],
+)
+def test_wrong_scores_are_named(
+    run: dict[str, Any], tmp_path: Path, columns: dict[str, Any], message: str
+) -> None:
+    edit_scores(run["cells"][-1], **columns)
+    with pytest.raises(DataError, match=message):
         write_tables(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_that_are_not_there_are_named(run: dict[str, Any], tmp_path: Path) -> None:
+    file = Path(run["cells"][-1]["folder"]) / "metrics.csv"
+    table = pd.read_csv(file)
+    table.drop(columns=["case", "unit"]).to_csv(file, index=False)
+    with pytest.raises(DataError, match="metrics.csv: lacks the columns case, unit"):
+        write_tables(run, tmp_path / "out")
+    table.head(0).to_csv(file, index=False)
+    with pytest.raises(DataError, match="kd_1.metrics.csv: holds no score"):
+        write_tables(run, tmp_path / "out")
+    file.unlink()
+    with pytest.raises(DataError, match="kd_1.metrics.csv: no table of scores"):
+        write_tables(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("{}", "model.json: lacks numbers for parameters, macs, seconds"),
+        ('{"parameters": null, "macs": 1, "seconds": 1.0}', "lacks numbers for parameters"),
+        ("{", "model.json: unreadable"),
+    ],
+)
+def test_facts_of_another_format_are_named(
+    run: dict[str, Any], tmp_path: Path, facts: str, message: str
+) -> None:
+    file = Path(run["cells"][0]["folder"]) / "model.json"
+    file.write_text(facts)
+    with pytest.raises(DataError, match=message):
+        write_tables(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_is_listed_twice_is_named(run: dict[str, Any], tmp_path: Path) -> None:
+    run["cells"].append(run["cells"][1])
+    with pytest.raises(DataError, match="cell .* student tiny, method none, seed 0: twice"):
+        write_tables(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def read_all(cells: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    tables = [pd.read_csv(Path(c["folder"]) / "metrics.csv", keep_default_na=False) for c in cells]
+    return pd.concat(tables), pd.DataFrame(cells).assign(parameters=1, macs=1, seconds=1.0)
+
+
 def test_summary_needs_no_teacher(run: dict[str, Any]) -> None:
-    tables = [pd.read_csv(Path(cell["folder"]) / "metrics.csv") for cell in run["cells"][1:]]
-    scores = pd.concat(tables).fillna({"student": "", "method": ""})
-    costs = pd.DataFrame(run["cells"][1:]).assign(parameters=1, macs=1, seconds=1.0)
-    assert set(summarise(scores, costs)["role"]) == {"student"}
+    assert set(summarise(*read_all(run["cells"][1:]))["role"]) == {"student"}
+
+
+def test_summary_needs_no_student(run: dict[str, Any], tmp_path: Path) -> None:
+    write_tables({**run, "cells": run["cells"][:1]}, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    assert markdown_tables(markdown)["my_study"][1][2:4] == ["(teacher)", "93.50"]
+
+
+def test_cells_without_costs_or_scores_are_named(run: dict[str, Any]) -> None:
+    scores, costs = read_all(run["cells"])
+    with pytest.raises(DataError, match="method kd, seed 1: has scores but no costs"):
+        summarise(scores, costs.iloc[:-1])
+    of_last = (scores[CELL] == costs[CELL].iloc[-1]).all(axis=1)
+    with pytest.raises(DataError, match="method kd, seed 1: has costs, no scores"):
+        summarise(scores[~of_last], costs)
