@@ -8,11 +8,11 @@ rule configure:
     log:
         "logs/configure/{folder}.log",
     localrule: True
+    conda:
+        "../../envs/kdpipe.yaml"
     resources:
         mem_mb=RESOURCES.light.mem_mb,
         runtime=RESOURCES.light.runtime,
-    conda:
-        "../../envs/kdpipe.yaml"
     params:
         run=lambda wildcards: canonical(RUNS[f"{wildcards.folder}/run.json"]),
     shell:

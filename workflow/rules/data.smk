@@ -37,9 +37,9 @@ rule prepare:
         "logs/prepare/{dataset}/{preset}.log",
     benchmark:
         "benchmarks/prepare/{dataset}/{preset}.tsv"
+    retries: RESOURCES.prepare.retries
     conda:
         "../../envs/kdpipe.yaml"
-    retries: RESOURCES.prepare.retries
     threads: RESOURCES.prepare.threads
     resources:
         mem_mb=grows(RESOURCES.prepare.mem_mb),
@@ -64,9 +64,9 @@ rule split:
         "logs/split/{dataset}/{split}/fold{fold}.log",
     benchmark:
         "benchmarks/split/{dataset}/{split}/fold{fold}.tsv"
+    localrule: True
     conda:
         "../../envs/kdpipe.yaml"
-    localrule: True
     threads: 1
     resources:
         mem_mb=RESOURCES.light.mem_mb,

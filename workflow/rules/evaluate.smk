@@ -14,9 +14,9 @@ rule evaluate:
         "logs/evaluate/{cell}.log",
     benchmark:
         "benchmarks/evaluate/{cell}.tsv"
+    retries: RESOURCES.evaluate.retries
     conda:
         "../../envs/kdpipe.yaml"
-    retries: RESOURCES.evaluate.retries
     threads: RESOURCES.evaluate.threads
     resources:
         mem_mb=grows(RESOURCES.evaluate.mem_mb),

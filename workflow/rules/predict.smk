@@ -13,9 +13,9 @@ rule predict:
         "logs/predict/{cell}.log",
     benchmark:
         "benchmarks/predict/{cell}.tsv"
+    retries: RESOURCES.predict.retries
     conda:
         "../../envs/kdpipe.yaml"
-    retries: RESOURCES.predict.retries
     threads: RESOURCES.predict.threads
     resources:
         mem_mb=grows(RESOURCES.predict.mem_mb),

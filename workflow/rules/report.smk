@@ -15,9 +15,9 @@ rule tabulate:
         "logs/tables/{study}.log",
     benchmark:
         "benchmarks/tables/{study}.tsv"
+    localrule: True
     conda:
         "../../envs/kdpipe.yaml"
-    localrule: True
     threads: 1
     resources:
         mem_mb=RESOURCES.light.mem_mb,

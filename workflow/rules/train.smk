@@ -14,11 +14,11 @@ rule train_teacher:
         "logs/train/{cell}.log",
     benchmark:
         "benchmarks/train/{cell}.tsv"
-    conda:
-        "../../envs/kdpipe.yaml"
     wildcard_constraints:
         cell=r".+/teachers/.+/seed\d+",
     retries: RESOURCES.train.retries
+    conda:
+        "../../envs/kdpipe.yaml"
     threads: RESOURCES.train.threads
     resources:
         mem_mb=grows(RESOURCES.train.mem_mb),
@@ -49,11 +49,11 @@ rule distill:
         "logs/train/{cell}.log",
     benchmark:
         "benchmarks/train/{cell}.tsv"
-    conda:
-        "../../envs/kdpipe.yaml"
     wildcard_constraints:
         cell=r".+/students/.+/seed\d+",
     retries: RESOURCES.train.retries
+    conda:
+        "../../envs/kdpipe.yaml"
     threads: RESOURCES.train.threads
     resources:
         mem_mb=grows(RESOURCES.train.mem_mb),
