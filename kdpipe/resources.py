@@ -34,7 +34,7 @@ class TrainingResources(NetworkResources):
 
     runtime: int = Field(720, ge=1, description="minutes")
     retries: int = Field(2, ge=0, description="each goes on from the checkpoint")
-    checkpoint_seconds: float = Field(60.0, ge=0, description="0: after every step")
+    checkpoint_seconds: int = Field(60, ge=0, description="0: after every step")
     loaders: int = Field(0, ge=0, description="processes that load data; 0 on a CPU")
 
 

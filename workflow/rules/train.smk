@@ -24,6 +24,9 @@ rule train_teacher:
         mem_mb=grows(RESOURCES.train.mem_mb),
         runtime=grows(RESOURCES.train.runtime),
         gpu=RESOURCES.train.gpu,
+        # not params: neither changes the result, and a change must not train again
+        checkpoint_seconds=RESOURCES.train.checkpoint_seconds,
+        loaders=RESOURCES.train.loaders,
     params:
         code=code("train"),
         prepared=of_cell("{prepared}"),
@@ -31,8 +34,8 @@ rule train_teacher:
     shell:
         "exec python -m kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} --code {params.code}"
-        " --checkpoint-seconds {RESOURCES.train.checkpoint_seconds}"
-        " --loaders {RESOURCES.train.loaders} > {log} 2>&1"
+        " --checkpoint-seconds {resources.checkpoint_seconds}"
+        " --loaders {resources.loaders} > {log} 2>&1"
 
 
 rule distill:
@@ -59,6 +62,9 @@ rule distill:
         mem_mb=grows(RESOURCES.train.mem_mb),
         runtime=grows(RESOURCES.train.runtime),
         gpu=RESOURCES.train.gpu,
+        # not params: neither changes the result, and a change must not train again
+        checkpoint_seconds=RESOURCES.train.checkpoint_seconds,
+        loaders=RESOURCES.train.loaders,
     params:
         code=code("train"),
         prepared=of_cell("{prepared}"),
@@ -67,5 +73,5 @@ rule distill:
     shell:
         "exec python -m kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} {params.teacher} --code {params.code}"
-        " --checkpoint-seconds {RESOURCES.train.checkpoint_seconds}"
-        " --loaders {RESOURCES.train.loaders} > {log} 2>&1"
+        " --checkpoint-seconds {resources.checkpoint_seconds}"
+        " --loaders {resources.loaders} > {log} 2>&1"
