@@ -147,7 +147,7 @@ def test_damaged_case_is_a_data_error(folder: Path, name: str, damage: str) -> N
     else:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     case = StoredCase(folder)
-    with pytest.raises(DataError, match=f"case 'case_1'.*{name}.*prepare the data set again"):
+    with pytest.raises(DataError, match=f"case 'case_1'.*{name}.*delete the folder .*cases.tsv"):
         case.foreground(1) if name == "foreground.npz" else case.whole()
 
 
