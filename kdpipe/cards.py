@@ -19,6 +19,7 @@ from kdpipe.schema import Strict, explain
 
 BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
 Spacing = tuple[float, float, float]
+PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 T = TypeVar("T")
 
 
@@ -236,8 +237,8 @@ class Card(Strict):
     files: tuple[Archive, ...] = ()
     layout: Layout = Layout()
     labels: Labels
-    splits: dict[str, Split]
-    presets: dict[str, Preset]
+    splits: dict[PathPart, Split]
+    presets: dict[PathPart, Preset]
     quirks: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
 """Digests that decide what is stale: of configuration slices and of the code that a stage runs.
 
 Snakemake does not see edits in imported modules. Each rule therefore carries a digest of the
-modules that its command runs: the import closure of the stage's entry modules within kdpipe's
-floors 2 and 3 (catalogues and engines), plus the catalogue entries that the cell names. Floor 1
-(configuration, paths, cards) is left out, because all that it decides reaches a stage through
-``run.json``. Comments, docstrings and layout do not count: the digest is of the syntax tree.
+modules that its command runs: the import closure of the stage's entry modules within
+kdpipe's packages (catalogues, engines, report), plus the catalogue entries that the cell names.
+Files directly in ``kdpipe/`` are left out: what configuration and cards decide reaches a stage
+through ``run.json``, and paths, progress and messages change no value. Comments, docstrings and
+layout do not count: the digest is of the syntax tree.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def file_digest(path: Path | str) -> str:
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Return a digest of the code of `modules` and of all that they import within floors 2-3."""
+    """Return a digest of the code of `modules` and of all that they import in the packages."""
     closure = import_closure(modules)
     return digest([[name, _tree_digest(name)] for name in sorted(closure)])[:16]
 
 
 def import_closure(modules: Iterable[str]) -> set[str]:
-    """Return the kdpipe modules of floors 2 and 3 that `modules` import, themselves included.
+    """Return the modules of kdpipe's packages that `modules` import, themselves included.
 
     Raises:
         ModuleNotFoundError: if one of `modules` has no file.
