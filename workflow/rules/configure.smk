@@ -4,7 +4,7 @@
 rule configure:
     # one run.json a stage or cell: rewritten, and its dependents rerun, only when it changes
     output:
-        "{folder}/run.json",
+        run="{folder}/run.json",
     log:
         "logs/configure/{folder}.log",
     localrule: True
@@ -16,4 +16,4 @@ rule configure:
     params:
         run=lambda wildcards: canonical(RUNS[f"{wildcards.folder}/run.json"]),
     shell:
-        "printf '%s\\n' {params.run:q} > {output} 2> {log}"
+        "printf '%s\\n' {params.run:q} > {output.run} 2> {log}"

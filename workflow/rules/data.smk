@@ -59,7 +59,7 @@ rule split:
         run=f"{PATHS.fold()}/run.json",
         cases=lambda wildcards: f"{PLAN.prepared_of(wildcards.dataset)}/cases.tsv",
     output:
-        f"{PATHS.fold()}/split.json",
+        split=f"{PATHS.fold()}/split.json",
     log:
         "logs/split/{dataset}/{split}/fold{fold}.log",
     benchmark:
@@ -74,4 +74,4 @@ rule split:
     params:
         code=code("split"),
     shell:
-        "exec python -m kdpipe split --run {input.run} --cases {input.cases} --out {output} > {log} 2>&1"
+        "exec python -m kdpipe split --run {input.run} --cases {input.cases} --out {output.split} > {log} 2>&1"

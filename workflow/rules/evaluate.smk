@@ -9,7 +9,7 @@ rule evaluate:
         split=of_cell("{fold}/split.json"),
         manifest=of_cell("{raw}/manifest.tsv"),
     output:
-        "{cell}/metrics.csv",
+        scores="{cell}/metrics.csv",
     log:
         "logs/evaluate/{cell}.log",
     benchmark:
@@ -26,4 +26,4 @@ rule evaluate:
     shell:
         "exec python -m kdpipe evaluate --run {input.run} --cell {input.cell}"
         " --prediction {input.predictions} --split {input.split} --manifest {input.manifest}"
-        " --workers {threads} --out {output} > {log} 2>&1"
+        " --workers {threads} --out {output.scores} > {log} 2>&1"

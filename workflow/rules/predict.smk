@@ -8,7 +8,7 @@ rule predict:
         split=of_cell("{fold}/split.json"),
         cases=of_cell("{prepared}/cases.tsv"),
     output:
-        directory("{cell}/predictions"),
+        predictions=directory("{cell}/predictions"),
     log:
         "logs/predict/{cell}.log",
     benchmark:
@@ -26,4 +26,4 @@ rule predict:
         prepared=of_cell("{prepared}"),
     shell:
         "exec python -m kdpipe predict --run {input.run} --model {input.model} --prepared {params.prepared}"
-        " --split {input.split} --out {output} > {log} 2>&1"
+        " --split {input.split} --out {output.predictions} > {log} 2>&1"
