@@ -166,6 +166,13 @@ def touch(*files: str) -> Edit:
     return lambda checkout: [os.utime(checkout.folder / file) for file in files] and None
 
 
+def older_image(checkout: Checkout) -> None:
+    """Replace an image as an archive tool does, which keeps the date of long ago."""
+    file = checkout.folder / "source/imagesTr/a.nii.gz"
+    file.write_text("older")
+    os.utime(file, (1, 1))
+
+
 def new_method(checkout: Checkout) -> None:
     checkout.write("kdpipe/methods/mine.py", (checkout.folder / "kdpipe/methods/kd.py").read_text())
 
@@ -274,6 +281,7 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         lambda checkout: checkout.write("source/imagesTr/a.nii.gz", "other"),
         EVERYTHING | {"fetch", "prepare", "split"},
     ),
+    "an image of an older date": (older_image, EVERYTHING | {"fetch", "prepare", "split"}),
     "a method that no study uses": (new_method, set()),
     "a method that the study uses": (
         new_method_used,

@@ -12,6 +12,7 @@ rule fetch:
         "logs/fetch/{dataset}.log",
     benchmark:
         "benchmarks/fetch/{dataset}.tsv"
+    retries: RESOURCES.light.retries
     conda:
         "../../envs/kdpipe.yaml"
     threads: 1
@@ -21,6 +22,11 @@ rule fetch:
     params:
         code=code("fetch"),
         raw=beside("files"),
+        # a file that an older one has replaced has a new size, if not a new date; of wildcards
+        # alone, as Snakemake compares no params that are functions of the input
+        sizes=lambda wildcards: digest(
+            [os.path.getsize(file) for file in PLAN.source_files(wildcards.dataset)]
+        ),
     shell:
         "exec python -m kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
         " > {log} 2>&1"
