@@ -83,6 +83,11 @@ def attribute(catalogue: Catalogue, name: str, attribute: str, default: Any) -> 
     return default
 
 
+def needs_teacher(method: str) -> bool:
+    """Say whether a method learns from a teacher; it does unless its class says otherwise."""
+    return bool(attribute("methods", method, "needs_teacher", True))
+
+
 def summary(catalogue: Catalogue, name: str) -> str:
     """Return the first line of the entry's docstring."""
     return (ast.get_docstring(_tree(catalogue, name)) or "").partition("\n")[0]

@@ -25,7 +25,7 @@ def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "summary": discover.summary("methods", name),
-                "needs_teacher": discover.attribute("methods", name, "needs_teacher", True),
+                "needs_teacher": discover.needs_teacher(name),
                 "params": discover.check_params("methods", name, {}),
             }
             for name in discover.names("methods")

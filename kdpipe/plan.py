@@ -97,8 +97,7 @@ class Plan:
                     yield use, split, fold
 
     def _teachers_of(self, method: Entry) -> tuple[Entry | None, ...]:
-        needs = discover.attribute("methods", method.name, "needs_teacher", True)
-        return self.study.teachers if needs else (None,)
+        return self.study.teachers if discover.needs_teacher(method.name) else (None,)
 
     def folder(self, cell: Cell) -> str:
         """Folder of a cell."""

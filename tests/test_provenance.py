@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import load_file
 
 from kdpipe.provenance import canonical, digest, import_closure
 
@@ -19,15 +19,7 @@ def copy(tmp_path: Path, root: Path) -> tuple[Path, Callable[[], ModuleType]]:
     package = tmp_path / "kdpipe"
     shutil.copytree(root / "kdpipe", package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    def load() -> ModuleType:
-        spec = importlib.util.spec_from_file_location("copied", package / "provenance.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return package, load
+    return package, lambda: load_file(package / "provenance.py")
 
 
 def test_canonical_form_ignores_the_order_of_keys() -> None:

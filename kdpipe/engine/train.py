@@ -119,8 +119,7 @@ def _assemble(job: Job, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
 
 def _load_teacher(job: Job) -> TrainedModel | None:
     name = job.run["method"]["name"]
-    needs = discover.attribute("methods", name, "needs_teacher", True)
-    if not needs:
+    if not discover.needs_teacher(name):
         return None
     if job.teacher is None:
         raise ConfigError(f"method {name!r} learns from a teacher: give its model.pt")
@@ -144,8 +143,7 @@ def _build_method(
     module = discover.load("methods", run["method"]["name"])
     taught: dict[str, TapSpec] = {}
     if teacher is not None:
-        spec = teacher.run["network"]
-        taught = probe(teacher.network, network_stages(spec["name"], spec["params"]), input_shape)
+        taught = probe(teacher.network, teacher.stages, input_shape)
     context = Context(run["network"]["out_channels"], len(run["patch"]), student, taught)
     method = module.Method(module.Params(**run["method"]["params"]), context)
     assert isinstance(method, Distiller)
@@ -157,10 +155,8 @@ def _teacher_learner(
 ) -> Learner | None:
     if teacher is None:
         return None
-    spec = teacher.run["network"]
-    stages = network_stages(spec["name"], spec["params"])
     network = teacher.network.to(device)
-    return Learner(network, TapRecorder(network, stages, method.teacher_taps()))
+    return Learner(network, TapRecorder(network, teacher.stages, method.teacher_taps()))
 
 
 def _batches(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdpipe.atomic import atomic_path
 from kdpipe.errors import DataError
-from kdpipe.nets.base import build_network
+from kdpipe.nets.base import build_network, network_stages
 
 _FORMAT = 1
 
@@ -31,6 +31,12 @@ class TrainedModel:
     network: nn.Module
     run: dict[str, Any]
     preparation: dict[str, Any]
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Logical tap name -> place in the network."""
+        spec = self.run["network"]
+        return network_stages(spec["name"], spec["params"])
 
     @property
     def patch(self) -> tuple[int, ...]:

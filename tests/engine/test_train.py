@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import signal
@@ -15,19 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from blobs import CASES, make_job, make_run
 
 from kdpipe.engine.state import weights_digest
 from kdpipe.engine.train import Job, train
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.model import load_model
 from kdpipe.provenance import digest
-
-_spec = importlib.util.spec_from_file_location("blobs", Path(__file__).with_name("conftest.py"))
-assert _spec is not None
-assert _spec.loader is not None
-blobs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(blobs)
-make_run, make_job = blobs.make_run, blobs.make_job
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +127,7 @@ class Command:
         (folder / "prepared" / "run.json").write_text("{}")
         run = make_run("kd", epochs=20, steps_per_epoch=4, validate_every=5)
         (folder / "run.json").write_text(json.dumps(run))
-        split = {"train": blobs.CASES[:4], "val": blobs.CASES[4:5], "test": blobs.CASES[5:]}
+        split = {"train": CASES[:4], "val": CASES[4:5], "test": CASES[5:]}
         (folder / "split.json").write_text(json.dumps(split | {"sha256": digest(split)}))
         flags = {
             "run": "run.json",

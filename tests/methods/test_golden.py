@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-
-_spec = importlib.util.spec_from_file_location(
-    "golden_cases", Path(__file__).parent.parent / "golden_cases.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-golden_cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden_cases)
+from golden_cases import CALLS
+from loading import load_file
 
 
-def _inputs_module(golden: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden_inputs", golden / "inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("case_id", sorted(golden_cases.CALLS))
+@pytest.mark.parametrize("case_id", sorted(CALLS))
 def test_value_and_gradient_equal_the_official_module(case_id: str, golden: Path) -> None:
     content = json.loads((golden / "losses.json").read_text())
     case = next(case for case in content["cases"] if case["id"] == case_id)
     tolerance = content["tolerance"]
     tensors = {
         name: tensor.double() if tensor.is_floating_point() else tensor
-        for name, tensor in _inputs_module(golden).make_inputs(case).items()
+        for name, tensor in load_file(golden / "inputs.py").make_inputs(case).items()
     }
     for name in case["grad_of"]:
         tensors[name].requires_grad_(True)
 
-    value = golden_cases.CALLS[case_id](tensors, case["config"])
+    value = CALLS[case_id](tensors, case["config"])
     value.backward()
 
     assert value.item() == pytest.approx(case["value_f64"], rel=tolerance["value_f64_rel"])
@@ -68,9 +51,9 @@ def test_default_parameters_are_those_of_the_golden_configuration(name: str, gol
 def test_float32_inputs_stay_within_the_looser_tolerance(golden: Path) -> None:
     content = json.loads((golden / "losses.json").read_text())
     for case in content["cases"]:
-        if case["id"] in golden_cases.CALLS:
-            tensors = _inputs_module(golden).make_inputs(case)
-            value = golden_cases.CALLS[case["id"]](tensors, case["config"])
+        if case["id"] in CALLS:
+            tensors = load_file(golden / "inputs.py").make_inputs(case)
+            value = CALLS[case["id"]](tensors, case["config"])
             assert value.dtype == torch.float32
             expected = case["value_f32"]
             assert value.item() == pytest.approx(

@@ -57,14 +57,18 @@ def beside(name):
 
 
 def of_cell(path):
-    """Input function: `path` with {prepared} and {fold} of the wildcards' cell."""
+    """Input function: `path` with the folders {raw}, {prepared}, ... of the wildcards' cell."""
 
     def resolve(wildcards):
         cell = CELLS[wildcards.cell]
-        fold = PATHS.fold(dataset=cell.dataset.name, split=cell.split, fold=cell.fold)
-        raw = PATHS.raw(cell.dataset.name)
-        stage = PATHS.stage(cell.dataset.name, "")
-        return path.format(prepared=PLAN.prepared(cell), fold=fold, raw=raw, stage=stage)
+        dataset = cell.dataset.name
+        return path.format(
+            raw=PATHS.raw(dataset),
+            prepared=PLAN.prepared(cell),
+            fold=PATHS.fold(dataset=dataset, split=cell.split, fold=cell.fold),
+            predict=PATHS.stage(dataset, "predict"),
+            evaluate=PATHS.stage(dataset, "evaluate"),
+        )
 
     return resolve
 

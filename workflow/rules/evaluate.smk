@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        run=of_cell("{stage}evaluate/run.json"),
+        run=of_cell("{evaluate}/run.json"),
         cell="{cell}/run.json",
         predictions="{cell}/predictions",
         split=of_cell("{fold}/split.json"),

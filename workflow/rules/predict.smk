@@ -3,7 +3,7 @@
 
 rule predict:
     input:
-        run=of_cell("{stage}predict/run.json"),
+        run=of_cell("{predict}/run.json"),
         model="{cell}/model.pt",
         split=of_cell("{fold}/split.json"),
         cases=of_cell("{prepared}/cases.tsv"),
