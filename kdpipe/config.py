@@ -112,6 +112,7 @@ class Training(Strict):
         0.5, ge=0, le=1, description="share of crops centred on a voxel of a random structure"
     )
     augmentation: Augmentation = Augmentation()
+    segmentation_loss: Literal["dice_ce", "focal_dice"] = "dice_ce"
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, gt=0, lt=1, description="sgd only (Nesterov)")

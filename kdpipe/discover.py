@@ -22,7 +22,7 @@ from kdpipe.schema import Strict, explain
 
 Catalogue = Literal["methods", "nets"]
 PACKAGE = Path(__file__).parent
-_NOT_ENTRIES = {"base", "terms", "cost"}
+_NOT_ENTRIES = {"base", "cost"}
 
 
 class Parameters(Strict):

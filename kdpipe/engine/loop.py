@@ -16,13 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdpipe.config import Training
 from kdpipe.engine.device import autocast, compute_dtype
-from kdpipe.engine.seg_loss import dice_ce
 from kdpipe.engine.signals import StopRequest
 from kdpipe.engine.state import Checkpoint
 from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import Interrupted, TrainingDiverged
 from kdpipe.methods.base import Distiller, Outputs, Progress
 from kdpipe.progress import ProgressReport
+from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 
 logger = logging.getLogger(__name__)
 Batches = Callable[[int], Iterable[dict[str, Tensor]]]
@@ -80,6 +80,7 @@ class Trainer:
         self.total_steps = settings.epochs * steps_per_epoch
         self.student, self.teacher, self.method = student, teacher, method
         self.batches, self.validate, self.checkpoint = batches, validate, checkpoint
+        self.segmentation_loss = SEGMENTATION_LOSSES[settings.segmentation_loss]
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
@@ -143,7 +144,7 @@ class Trainer:
         with autocast(self.device, self.dtype):
             student, teacher = self.student(image), self._teach(image)
             terms = {
-                "segmentation": dice_ce(student.logits, label),
+                "segmentation": self.segmentation_loss(student.logits, label),
                 **self.method(student, teacher, label, self._progress()),
             }
         loss = torch.stack(list(terms.values())).sum()

@@ -1,15 +1,26 @@
 r"""CWD: channel-wise distillation; each class map becomes a distribution over the voxels.
 
-Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021
-(arXiv:2011.13256), eq. 2-4, on the logits:
+Paper: Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction, ICCV 2021
+    (arXiv:2011.13256), eq. 2-4, on the logits.
+
+Idea: A softmax over the voxels of one channel says where a class is most salient. Matching these
+    distributions channel by channel ignores how strong a class is and keeps where it is.
+
+Equation:
 
 .. math::
 
     L = w\,\frac{\tau^2}{BC}\sum_{b,c}
         KL(softmax_v(z^t_{bc}/\tau)\,\|\,softmax_v(z^s_{bc}/\tau))
 
-The softmax runs over voxels, so a channel's divergence is summed over them, and its size is
-independent of the patch. Default tau and weight as in the CT configurations of ACF-BCKD's code.
+Taps: logits of both.
+
+Provenance:
+- stated: softmax over positions, KL summed over them, tau 4.
+- code: weight 1 as in the CT configurations of ACF-BCKD (0.1 for BraTS); the paper has 3.
+
+Deviations: None. The divergence of a channel is summed over its voxels, so its size does not depend
+    on the patch. Channels may be classes or overlapping regions.
 """
 
 from __future__ import annotations
@@ -18,7 +29,8 @@ from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Distiller, Outputs, Progress
-from kdpipe.methods.terms import soft_kl
+from kdpipe.terms.divergences import soft_kl
+from kdpipe.terms.weights import weighted
 
 
 class Params(Parameters):
@@ -42,11 +54,11 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 class Method(Distiller):
     """Channel-wise distillation of the logits."""
 
-    def forward(
-        self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
+    def losses(
+        self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         """Return the term ``cwd``."""
-        if teacher is None or self.params.weight == 0:
-            return {}
-        loss = cwd_loss(student.logits.float(), teacher.logits.float(), self.params.tau)
-        return {"cwd": self.params.weight * loss}
+        params = self.params
+        return weighted(
+            cwd=(params.weight, lambda: cwd_loss(student.logits, teacher.logits, params.tau))
+        )

@@ -1,52 +1,84 @@
 r"""KD: the student matches the teacher's softened class probabilities at every voxel.
 
-Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015 (arXiv:1503.02531), eq. 1
-and section 2, applied voxel by voxel:
+Paper: Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015
+    (arXiv:1503.02531), eq. 1 and section 2, applied voxel by voxel.
+
+Idea: Next to the label, the student learns from what the teacher thinks of all other classes.
+    A temperature above 1 makes these small probabilities count; tau² keeps the gradient's size.
+
+Equation:
 
 .. math::
 
     L = w\,\frac{\tau^2}{B|S|}\sum_{b,v}
         KL(softmax(z^t_{bv}/\tau)\,\|\,softmax(z^s_{bv}/\tau))
 
-Deviation: the mean is over voxels, so the weight does not depend on the patch size. The row "KD"
-of the ACF-BCKD tables is another loss, the mean squared error of sigmoids.
+Taps: logits of both.
+
+Provenance:
+- stated: divergence of softened probabilities, times tau².
+- code: tau 4 as in EMKD's prediction map; others run tau from 1 to 30.
+- ours: weight 1; mean over voxels, so that the weight does not depend on the patch.
+
+Deviations: Overlapping regions are Bernoulli distributions of their own, summed. With
+    ``reduction: elements`` the sum over classes is a mean too, as in several codes. The
+    row "KD" of the ACF-BCKD tables is another loss: `kd_mse_sigmoid`.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Distiller, Outputs, Progress
-from kdpipe.methods.terms import soft_kl
+from kdpipe.terms.divergences import logit_kl
+from kdpipe.terms.weights import weighted
 
 
 class Params(Parameters):
-    """Temperature and weight."""
+    """Temperature, weight and the way of averaging."""
 
     tau: float = Field(4.0, gt=0, description="temperature of both softmaxes")
     weight: float = Field(1.0, ge=0)
+    reduction: Literal["voxels", "elements"] = Field(
+        "voxels", description="mean over voxels, or over voxels and classes"
+    )
 
 
-def kd_loss(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """Return the voxel mean of the softened KL divergence, times tau squared.
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    tau: float,
+    regions: bool = False,
+    reduction: str = "voxels",
+) -> Tensor:
+    """Return the mean of the softened KL divergence, times tau squared.
 
     Args:
         student: logits ``(B, C, *S)``.
         teacher: logits ``(B, C, *S)``; gets no gradient.
         tau: temperature, > 0.
+        regions: whether the channels are overlapping regions.
+        reduction: ``voxels`` sums over the channels, ``elements`` averages over them too.
     """
-    return tau**2 * soft_kl(student, teacher, tau, dim=1).mean()
+    loss = tau**2 * logit_kl(student, teacher, tau, regions).mean()
+    return loss / student.shape[1] if reduction == "elements" else loss
 
 
 class Method(Distiller):
     """Voxel-wise KD on the logits."""
 
-    def forward(
-        self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
+    def losses(
+        self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         """Return the term ``kd``."""
-        if teacher is None or self.params.weight == 0:
-            return {}
-        loss = kd_loss(student.logits.float(), teacher.logits.float(), self.params.tau)
-        return {"kd": self.params.weight * loss}
+        params = self.params
+
+        def loss() -> Tensor:
+            return kd_loss(
+                student.logits, teacher.logits, params.tau, self.regions, params.reduction
+            )
+
+        return weighted(kd=(params.weight, loss))

@@ -1,7 +1,22 @@
 """No distillation: the student learns from the labels alone.
 
-The baseline of every table. A gain is stated against it, and it is trained on the same crops
-with the same budget as all others.
+Paper: none; it is the baseline of every table.
+
+Idea: A gain is stated against this student, which is trained on the same crops with the same budget
+    as all others.
+
+Equation:
+
+.. math::
+
+    L = 0
+
+Taps: none.
+
+Provenance:
+- ours: that every study has it.
+
+Deviations: None.
 """
 
 from __future__ import annotations
@@ -23,8 +38,8 @@ class Method(Distiller):
 
     needs_teacher: ClassVar[bool] = False
 
-    def forward(
-        self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
+    def losses(
+        self, student: Outputs, teacher: None, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         """Return no terms."""
         return {}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kdpipe.engine.seg_loss import dice_ce
+from kdpipe.terms.segmentation import dice_ce
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 6, 7), (1, 2, 8, 9)])

@@ -1,0 +1,79 @@
+"""Relations between places or channels: nodes on a coarse grid and their similarity matrices.
+
+A matrix over all voxels of a 48³ map would take gigabytes, so nodes are pooled to a fixed grid:
+at most 16² in 2D and 8³ in 3D by default.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdpipe.terms.divergences import soft_kl
+from kdpipe.terms.features import normalised
+
+
+def default_grid(spatial_dims: int) -> int:
+    """Return the nodes a side that keep a relation matrix at 512² entries or fewer."""
+    return 16 if spatial_dims == 2 else 8
+
+
+def nodes(feature: Tensor, grid: int, kind: str = "average") -> Tensor:
+    """Return the feature pooled to at most `grid` nodes a side, ``(B, c, n)``.
+
+    Args:
+        feature: ``(B, c, *S)``.
+        grid: nodes a side, >= 1; a shorter side keeps its length.
+        kind: ``average`` or ``max``.
+    """
+    size = [min(grid, side) for side in feature.shape[2:]]
+    if kind == "max":
+        pool = F.adaptive_max_pool3d if len(size) == 3 else F.adaptive_max_pool2d
+    else:
+        pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    return pool(feature, size).flatten(2)
+
+
+def shared_nodes(student: Tensor, teacher: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Return both features' nodes on one grid, however their own grids differ.
+
+    Args:
+        student: ``(B, c, *s)``.
+        teacher: ``(B, C, *S)``.
+        grid: nodes a side at most.
+    """
+    size = [
+        min(grid, ours, theirs)
+        for ours, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)
+    ]
+    pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    return pool(student, size).flatten(2), pool(teacher, size).flatten(2)
+
+
+def cosine_gram(vectors: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return the cosines of all pairs of columns of ``(B, c, n)``: ``(B, n, n)`` in [-1, 1]."""
+    units = normalised(vectors, dim=1, eps=eps)
+    return units.transpose(1, 2) @ units
+
+
+def pearson_gram(rows: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return the Pearson correlations of all pairs of rows of ``(B, k, n)``: ``(B, k, k)``."""
+    centred = rows - rows.mean(dim=2, keepdim=True)
+    units = normalised(centred, dim=2, eps=eps)
+    return units @ units.transpose(1, 2)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """Return the mean over rows of KL between softmaxes of similarity matrices ``(..., m, n)``."""
+    return soft_kl(student, teacher, tau, dim=-1).mean()
+
+
+def pairwise_distances(vectors: Tensor) -> Tensor:
+    """Return Euclidean distances of all pairs of rows of ``(n, c)``: ``(n, n)``, diagonal 0.
+
+    The gradient of a distance of 0 is 0.
+    """
+    squared = (vectors.unsqueeze(1) - vectors.unsqueeze(0)).pow(2).sum(-1)
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)

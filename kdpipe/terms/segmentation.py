@@ -1,0 +1,111 @@
+"""The supervised losses: every training has one, and auxiliary heads of methods share it.
+
+All take logits ``(B, C, *S)`` of any float type and compute in float32 or wider. The target is
+integers ``(B, *S)`` in [0, C), or 0 and 1 in ``(B, C, *S)`` for overlapping regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMOOTH = 1e-5
+
+
+def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
+    """Return soft Dice loss plus cross-entropy, a scalar.
+
+    Equals MONAI's ``DiceCELoss(to_onehot_y=True, softmax=True)``, the loss of ACF-BCKD: the
+    background counts as a class, Dice is taken per sample and class and then averaged. For regions
+    it is ``DiceCELoss(sigmoid=True)``: binary cross-entropy, mean over voxels and regions.
+
+    Args:
+        logits: ``(B, C, *S)``.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+    """
+    logits = _wide(logits)
+    if _is_regions(logits, target):
+        inside = target.to(logits.dtype)
+        entropy = F.binary_cross_entropy_with_logits(logits, inside)
+        return _dice(logits.sigmoid(), inside).mean() + entropy
+    inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)
+    return _dice(logits.softmax(dim=1), inside).mean() + F.cross_entropy(logits, target)
+
+
+def focal_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Return half the focal plus half the foreground Dice loss, as HLFD and EMKD train.
+
+    Args:
+        logits: ``(B, C, *S)``.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+    """
+    return 0.5 * focal(logits, target) + 0.5 * foreground_dice(logits, target)
+
+
+def focal(logits: Tensor, target: Tensor, gamma: float = 2.0) -> Tensor:
+    """Return the focal loss, mean over voxels (and regions).
+
+    Source: Lin et al., ICCV 2017, with the modulating factor ``(1 - p_t)^gamma`` detached, as in
+    HLFD's code.
+
+    Args:
+        logits: ``(B, C, *S)``.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+        gamma: >= 0; 0 is the cross-entropy.
+    """
+    logits = _wide(logits)
+    if _is_regions(logits, target):
+        entropy = F.binary_cross_entropy_with_logits(
+            logits, target.to(logits.dtype), reduction="none"
+        )
+    else:
+        entropy = F.cross_entropy(logits, target, reduction="none")
+    return ((1.0 - torch.exp(-entropy.detach())) ** gamma * entropy).mean()
+
+
+def foreground_dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """Return the soft Dice loss of the foreground over the whole batch, mean over its classes.
+
+    Source: HLFD's code, where there is one foreground class. Deviation: with more, each class has
+    its own Dice.
+
+    Args:
+        logits: ``(B, C, *S)``.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+        smooth: added to numerator and denominator.
+    """
+    logits = _wide(logits)
+    if _is_regions(logits, target):
+        probability, inside = logits.sigmoid(), target.to(logits.dtype)
+    else:
+        probability = logits.softmax(dim=1)[:, 1:]
+        inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)[:, 1:]
+    dims = (0, *range(2, logits.ndim))
+    return _dice(probability, inside, smooth, dims).mean()
+
+
+#: name in the configuration -> loss
+SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dice_ce": dice_ce,
+    "focal_dice": focal_dice,
+}
+
+
+def _dice(
+    probability: Tensor, inside: Tensor, smooth: float = _SMOOTH, dims: tuple[int, ...] = ()
+) -> Tensor:
+    dims = dims or tuple(range(2, probability.ndim))
+    overlap = (probability * inside).sum(dims)
+    total = probability.sum(dims) + inside.sum(dims)
+    return 1.0 - (2.0 * overlap + smooth) / (total + smooth)
+
+
+def _is_regions(logits: Tensor, target: Tensor) -> bool:
+    return target.ndim == logits.ndim
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
