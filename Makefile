@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 ## demo: the default study (generated CT phantoms, CPU, offline), then its table
 demo: $(READY)
@@ -23,6 +23,10 @@ lint: $(READY)
 	$(BIN)/snakefmt --check Snakefile workflow
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --lint
 	$(BIN)/mypy
+
+## docs: a page for each method, from its docstring and parameters
+docs: $(READY)
+	$(BIN)/kdpipe docs --out docs/methods
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

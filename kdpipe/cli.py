@@ -112,6 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="machine-readable")
     listing.add_argument("--cards", action="append", default=[], help="folder with more cards")
 
+    docs = _add(commands, "docs", stages.run_docs, "write a page for each method (Markdown)")
+    _path(docs, "--out", "folder for the pages and their index")
+
+    new = _add(commands, "new", stages.run_new, "start an entry of the catalogue: file and test")
+    new.add_argument("what", choices=("method",))
+    new.add_argument("entry", metavar="NAME", help="lower case, as in config.yaml")
+
     _add(commands, "doctor", stages.run_doctor, "show versions, processors and accelerators")
     _add(commands, "schema", stages.run_schema, "print the JSON schema of config.yaml")
     return parser

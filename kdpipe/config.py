@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kdpipe import discover
 from kdpipe.cards import Card, card_files, load_card
+from kdpipe.composition import check_method, entry_from_yaml
 from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
@@ -24,24 +25,18 @@ from kdpipe.schema import Strict, explain
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-def _entry_from_yaml(value: Any) -> Any:
-    """Accept ``name``, ``{name: {parameters}}`` and ``{name: {parameters}, as: label}``."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping) and "name" not in value:
-        rest = dict(value)
-        label = rest.pop("as", None)
-        if len(rest) != 1:
-            raise ValueError(
-                f"an entry is a name or one name with parameters, optionally with 'as': {value!r}"
-            )
-        ((name, params),) = rest.items()
-        return {"name": name, "params": params or {}, "label": label}
-    return value
+def _short_forms(schema: dict[str, Any]) -> None:
+    """Let the JSON schema accept what people write: a name, or a name with settings."""
+    description = schema["description"]
+    schema.clear()
+    schema["description"] = description
+    schema["anyOf"] = [{"type": "string"}, {"type": "object", "minProperties": 1}]
 
 
 class Entry(Strict):
     """One value of an axis: a catalogue name, its own parameters, and its label in paths."""
+
+    model_config = ConfigDict(json_schema_extra=_short_forms)
 
     name: str
     params: dict[str, Any] = {}
@@ -49,10 +44,8 @@ class Entry(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_label(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and not value.get("label"):
-            return {**value, "label": value.get("name", "")}
-        return value
+    def _from_yaml(cls, value: Any) -> Any:
+        return value if isinstance(value, Entry) else entry_from_yaml(value)
 
     @model_validator(mode="after")
     def _label_is_a_path_part(self) -> Entry:
@@ -63,11 +56,10 @@ class Entry(Strict):
         return self
 
 
-AxisEntry = Annotated[Entry, BeforeValidator(_entry_from_yaml)]
-
-
 class DatasetUse(Strict):
     """How a study uses a data set: which of the card's splits, folds and presets."""
+
+    model_config = ConfigDict(json_schema_extra=_short_forms)
 
     name: str
     splits: tuple[str, ...] = Field(
@@ -158,9 +150,9 @@ class Study(Strict):
     datasets: tuple[Annotated[DatasetUse, BeforeValidator(_dataset_from_yaml)], ...] = Field(
         min_length=1
     )
-    teachers: tuple[AxisEntry, ...] = Field(min_length=1)
-    students: tuple[AxisEntry, ...] = Field(min_length=1)
-    methods: tuple[AxisEntry, ...] = Field(description="'none' is added where it is missing")
+    teachers: tuple[Entry, ...] = Field(min_length=1)
+    students: tuple[Entry, ...] = Field(min_length=1)
+    methods: tuple[Entry, ...] = Field(description="'none' is added where it is missing")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     teacher_seed: int = Field(0, ge=0, description="all students learn from this one training")
     training: TrainingRoles = TrainingRoles()
@@ -256,7 +248,7 @@ def _check_names(study: Study) -> Study:
     for entry in (*study.teachers, *study.students):
         discover.check_params("nets", entry.name, entry.params)
     for entry in study.methods:
-        discover.check_params("methods", entry.name, entry.params)
+        check_method(entry.name, entry.params)
     for use in study.datasets:
         card = study.card(use.name)
         card.preset(use.preset)

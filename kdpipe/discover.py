@@ -88,9 +88,49 @@ def needs_teacher(method: str) -> bool:
     return bool(attribute("methods", method, "needs_teacher", True))
 
 
+def docstring(catalogue: Catalogue, name: str) -> str:
+    """Return the docstring of the entry's file, or nothing."""
+    return ast.get_docstring(_tree(catalogue, name)) or ""
+
+
 def summary(catalogue: Catalogue, name: str) -> str:
     """Return the first line of the entry's docstring."""
-    return (ast.get_docstring(_tree(catalogue, name)) or "").partition("\n")[0]
+    return docstring(catalogue, name).partition("\n")[0]
+
+
+def describe_params(catalogue: Catalogue, name: str) -> dict[str, dict[str, Any]]:
+    """Return parameter -> ``type`` (with its bounds), ``default`` and ``description``."""
+    schema = _params_model(catalogue, name).model_json_schema()
+    return {
+        key: {
+            "type": _type_of(field),
+            "default": field.get("default"),
+            "description": field.get("description", ""),
+        }
+        for key, field in schema.get("properties", {}).items()
+    }
+
+
+_BOUNDS = {
+    "minimum": ">= {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "<= {}",
+    "exclusiveMaximum": "< {}",
+    "minItems": "at least {} items",
+}
+
+
+def _type_of(field: Mapping[str, Any]) -> str:
+    """A parameter's type in words, from its JSON schema."""
+    if "enum" in field:
+        return " or ".join(map(str, field["enum"]))
+    if "anyOf" in field:
+        return " or ".join(map(_type_of, field["anyOf"]))
+    kind = str(field.get("const", field.get("type", "any")))
+    if kind == "array" and "items" in field:
+        kind = f"list of {_type_of(field['items'])}"
+    bounds = [text.format(field[key]) for key, text in _BOUNDS.items() if key in field]
+    return ", ".join([kind, *bounds])
 
 
 @functools.cache

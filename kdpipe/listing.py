@@ -13,6 +13,7 @@ import yaml
 
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
+from kdpipe.facts import method_facts
 from kdpipe.provenance import environment
 
 _STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
@@ -21,21 +22,13 @@ _STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
 def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return the entries of a catalogue, each with at least ``name`` and ``summary``."""
     if what == "methods":
-        return [
-            {
-                "name": name,
-                "summary": discover.summary("methods", name),
-                "needs_teacher": discover.needs_teacher(name),
-                "params": discover.check_params("methods", name, {}),
-            }
-            for name in discover.names("methods")
-        ]
+        return [method_facts(name) for name in discover.names("methods")]
     if what == "nets":
         return [
             {
                 "name": name,
                 "summary": discover.summary("nets", name),
-                "params": discover.check_params("nets", name, {}),
+                "params": discover.describe_params("nets", name),
             }
             for name in discover.names("nets")
         ]

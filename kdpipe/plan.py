@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe import discover
+from kdpipe.composition import check_method, is_reading, method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
 from kdpipe.errors import ConfigError
 from kdpipe.paths import NO_TEACHER, Paths
@@ -97,7 +98,7 @@ class Plan:
                     yield use, split, fold
 
     def _teachers_of(self, method: Entry) -> tuple[Entry | None, ...]:
-        return self.study.teachers if discover.needs_teacher(method.name) else (None,)
+        return self.study.teachers if needs_teacher(method.name, method.params) else (None,)
 
     def folder(self, cell: Cell) -> str:
         """Folder of a cell."""
@@ -150,7 +151,9 @@ class Plan:
             networks = {entry.name for entry in (cell.teacher, cell.student) if entry}
             modules += tuple(f"kdpipe.nets.{name}" for name in sorted(networks))
         if cell is not None and stage == "train":
-            modules += (f"kdpipe.methods.{cell.method.name if cell.method else 'none'}",)
+            method = cell.method or Entry(name="none")
+            used = method_names(method.name, method.params)
+            modules += tuple(f"kdpipe.methods.{name}" for name in used)
         return modules
 
     # run.json
@@ -214,7 +217,7 @@ class Plan:
             },
             "method": {
                 "name": method.name,
-                "params": discover.check_params("methods", method.name, method.params),
+                "params": check_method(method.name, method.params),
             },
             "patch": list(card.preset(cell.dataset.preset).patch),
             "training": getattr(self.study.training, cell.role).model_dump(mode="json"),
@@ -233,4 +236,6 @@ class Plan:
 
     def _tables_run(self) -> dict[str, Any]:
         cells = [{"folder": folder, **cell.keys} for folder, cell in self.cells.items()]
-        return {"study": self.study.study, "cells": cells}
+        methods = self.study.methods
+        readings = [method.label for method in methods if is_reading(method.name, method.params)]
+        return {"study": self.study.study, "cells": cells, "readings": readings}

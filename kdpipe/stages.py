@@ -175,6 +175,21 @@ def run_list(given: argparse.Namespace) -> None:
         print(f"{entry['name']:<{width}}  {entry['summary']}")
 
 
+def run_docs(given: argparse.Namespace) -> None:
+    """Write the pages of the methods."""
+    from kdpipe.pages import write_pages
+
+    written = write_pages(given.out)
+    print(f"{len(written)} pages, to be read from {written[-1]}")
+
+
+def run_new(given: argparse.Namespace) -> None:
+    """Write the start of a new entry and say what comes next."""
+    from kdpipe.scaffold import new_method
+
+    print(new_method(given.entry))
+
+
 def run_doctor(given: argparse.Namespace) -> None:
     """Print what a bug report needs."""
     from kdpipe.listing import diagnosis

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -37,7 +38,7 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
     ("change", "message"),
     [
         ({"sedes": [1]}, r"unknown key 'sedes', did you mean 'seeds'\?"),
-        ({"methods": ["kdd"]}, r"unknown method 'kdd': did you mean 'kd'\? Valid: cwd, kd, none"),
+        ({"methods": ["kdd"]}, r"unknown method 'kdd': did you mean 'kd'\? Valid: .*cwd, .*none"),
         ({"teachers": ["segresnt"]}, r"unknown net 'segresnt': did you mean 'segresnet'\?"),
         ({"students": ["nothing_like_it"]}, r"unknown net .* Valid: res_unet, segresnet"),
         ({"datasets": ["phantom"]}, r"unknown data set 'phantom': did you mean 'phantom_ct'\?"),
@@ -73,6 +74,14 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
         ({"methods": [{"cwd": {}, "as": ".."}]}, r"label '..' must start with a letter"),
         ({"datasets": [{"phantom_ct": {"fold": [0]}}]}, r"'datasets.0.fold', did you mean 'folds'"),
         ({"methods": [{"name": "kd", "parms": {}}]}, r"did you mean 'params'"),
+        ({"methods": [{"sum": ["cwd"]}]}, r"method 'sum': parts: .*at least 2 items"),
+        ({"methods": [{"sum": "cwd"}]}, r"a sum is a list of methods, such as .*, not 'cwd'"),
+        ({"methods": [{"sum": ["cwd", "none"]}]}, r"sum: 'none' is no part of a sum"),
+        ({"methods": [{"sum": ["cwd", {"sum": ["kd", "at"]}]}]}, r"'sum' is no part of a sum"),
+        ({"methods": [{"sum": ["cwd", "cwd"]}]}, r"sum: cwd stands there twice; label one"),
+        ({"methods": [{"sum": ["cwd", "kdd"]}]}, r"unknown method 'kdd': did you mean 'kd'"),
+        ({"methods": [{"sum": ["cwd", {"kd": {"tua": 1}}]}]}, r"'kd': unknown key 'tua'"),
+        ({"methods": [{"sum": ["cwd", "ps_kd"]}]}, r"'ps_kd' learns from the student's past self"),
         ({"cards": ["nowhere"]}, r"cards: nowhere is not a folder"),
     ],
 )
@@ -187,3 +196,31 @@ def test_metric_protocols_of_the_configuration_are_those_of_the_metrics() -> Non
     from kdpipe.metrics.protocol import PROTOCOLS
 
     assert set(get_args(Evaluation.model_fields["protocol"].annotation)) == PROTOCOLS.keys()
+
+
+def test_a_sum_of_methods_is_a_method() -> None:
+    methods = [{"sum": ["cwd", {"kd": {"weight": 0.5}, "as": "half"}]}, {"sum": ["byot", "uskd"]}]
+    study = load_study(SMALL | {"methods": methods})
+    assert [entry.label for entry in study.methods] == ["none", "cwd+half", "byot+uskd"]
+    plan = Plan(study)
+    cells = {c.method.label: (folder, c) for folder, c in plan.cells.items() if c.method}
+    folder, cell = cells["cwd+half"]
+    assert folder.endswith("students/segresnet/unet_tiny/cwd+half/seed1")
+    assert set(plan.stage_modules("train", cell)) >= {"kdpipe.methods.cwd", "kdpipe.methods.kd"}
+    parts = plan.run_files()[f"{folder}/run.json"]["method"]["params"]["parts"]
+    assert [(part["name"], part["label"]) for part in parts] == [("cwd", "cwd"), ("kd", "half")]
+    assert parts[0]["params"]["tau"] == 4.0
+    assert parts[1]["params"]["weight"] == 0.5
+    assert "students/no_teacher/" in cells["byot+uskd"][0]
+
+
+def test_a_sum_may_be_given_a_label() -> None:
+    study = load_study(SMALL | {"methods": [{"sum": ["cwd", "kd"], "as": "both"}]})
+    assert study.methods[1].label == "both"
+
+
+def test_an_editor_accepts_every_form_of_an_entry() -> None:
+    methods = ["kd", {"cwd": {"tau": 2}, "as": "cwd_tau2"}, {"sum": ["cwd", {"kd": {}}]}]
+    jsonschema.validate(SMALL | {"methods": methods}, json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(SMALL | {"methods": [3]}, json_schema())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,6 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdpipe.config import Training
 from kdpipe.engine.device import autocast, compute_dtype
+from kdpipe.engine.optim import (
+    build_critic_optimizer,
+    build_optimizer,
+    learnable,
+    set_learning_rate,
+)
 from kdpipe.engine.signals import StopRequest
 from kdpipe.engine.state import Checkpoint
 from kdpipe.engine.taps import TapRecorder
@@ -25,6 +31,7 @@ from kdpipe.progress import ProgressReport
 from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 
 logger = logging.getLogger(__name__)
+_NORM = "gradient_norm_"
 Batches = Callable[[int], Iterable[dict[str, Tensor]]]
 
 
@@ -57,7 +64,8 @@ class Trainer:
         settings: the recipe.
         steps_per_epoch: optimiser steps that count as an epoch.
         student: the network that is trained.
-        teacher: frozen; None where the method needs none.
+        teacher: frozen; None where the method needs none. For a method that learns from the
+            student's past it is a copy of the student, renewed at the start of each epoch.
         method: its terms are added to the segmentation loss.
         batches: global step -> batches from there on, ``image (B, C, *S)``, ``label (B, *S)``.
         validate: network -> mean validation Dice in [0, 1].
@@ -84,14 +92,9 @@ class Trainer:
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        critics = list(method.critic_parameters())
-        self.learnable = [
-            parameter
-            for parameter in (*student.network.parameters(), *method.parameters())
-            if parameter.requires_grad and not any(parameter is critic for critic in critics)
-        ]
-        self.optimizer = _optimizer(settings, self.learnable)
-        self.critic_optimizer = torch.optim.AdamW(critics, lr=1e-4) if critics else None
+        self.learnable = learnable(student.network, method)
+        self.optimizer = build_optimizer(settings, student.network, method)
+        self.critic_optimizer = build_critic_optimizer(method)
         self.ema = (
             AveragedModel(student.network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
             if settings.ema_decay
@@ -111,7 +114,8 @@ class Trainer:
             Interrupted: after a signal; the state is saved.
             TrainingDiverged: when the loss is not finite.
         """
-        self._resume()
+        if not self._resume():
+            self._prefit()
         saved = last = time.monotonic()
         report = ProgressReport("training, step", self.total_steps, self.step)
         with StopRequest() as stop, report:
@@ -134,10 +138,20 @@ class Trainer:
                     )
         return self.best
 
+    def _prefit(self) -> None:
+        """Let the method train its own parts on the teacher's outputs."""
+        steps = min(self.method.prefit_steps(), self.total_steps)
+        if steps:
+            logger.info("pre-fitting the method on %d batches", steps)
+            images = (batch["image"].to(self.device) for batch in self.batches(0))
+            outputs = map(self._teach, itertools.islice(images, steps))
+            self.method.prefit(output for output in outputs if output is not None)
+
     # one step
 
     def _train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        self._set_learning_rate()
+        set_learning_rate(self.optimizer, self.settings, self.step / self.total_steps)
+        self._renew_past_self()
         self.student.network.train()
         self.method.train()
         image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
@@ -154,7 +168,7 @@ class Trainer:
                 f"the loss is not finite at step {self.step} ({found}); lower the learning rate "
                 "or the method's weight, or train in fp32"
             )
-        if self.step == 0:
+        if self._measures_gradients():
             self.gradient_norms = self._norms_of(terms)
         self._update(loss)
         self._update_critic(student, teacher)
@@ -166,6 +180,14 @@ class Trainer:
     @torch.no_grad()
     def _teach(self, image: Tensor) -> Outputs | None:
         return self.teacher(image) if self.teacher else None
+
+    def _renew_past_self(self) -> None:
+        if self.method.past_self and self.teacher and self.step % self.steps_per_epoch == 0:
+            self.teacher.network.load_state_dict(self.student.network.state_dict())
+
+    def _measures_gradients(self) -> bool:
+        """At the first step, and at the first step after each validation."""
+        return self.step % (self.steps_per_epoch * self.settings.validate_every) == 0
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -201,28 +223,24 @@ class Trainer:
         epoch = self.step // self.steps_per_epoch
         return Progress(epoch, self.settings.epochs, self.step, self.total_steps)
 
-    def _set_learning_rate(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.step / self.total_steps)
-
     # one epoch
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         row["seconds"] = round(self.seconds, 3)  # without validation
-        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]  # its pace is 1
         row |= {name: total / self.steps_per_epoch for name, total in self.sums.items()}
-        if epoch == 1:
-            row |= {f"gradient_norm_{name}": norm for name, norm in self.gradient_norms.items()}
+        row |= self.method.diagnostics()
+        row |= {f"{_NORM}{name}": norm for name, norm in self.gradient_norms.items()}
         if epoch % self.settings.validate_every == 0 or epoch == self.settings.epochs:
             network = self.ema.module if self.ema is not None else self.student.network
             row["validation_dice"] = dice = self.validate(network)
             if dice > self.best.dice:
                 self.best = Best(dice, epoch, copy.deepcopy(network.state_dict()))
-            logger.info("epoch %d: loss %.4f, validation Dice %.4f", epoch, row["loss"], dice)
+            logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, _described(row))
         self.rows.append(row)
-        self.sums, self.seconds = {}, 0.0
+        self.sums, self.seconds, self.gradient_norms = {}, 0.0, {}
 
     # saving and going on
 
@@ -234,6 +252,7 @@ class Trainer:
             "scaler": self.scaler,
             "critic_optimizer": self.critic_optimizer,
             "ema": self.ema,
+            "past_self": self.teacher.network if self.teacher and self.method.past_self else None,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -248,10 +267,11 @@ class Trainer:
             "gradient_norms": self.gradient_norms,
         }
 
-    def _resume(self) -> None:
+    def _resume(self) -> bool:
+        """Go on from a checkpoint; False where there is none."""
         state = self.checkpoint.load()
         if state is None:
-            return
+            return False
         for name, part in self._stateful().items():
             part.load_state_dict(state["parts"][name])
         self.step, self.best = state["step"], Best(**state["best"])
@@ -259,19 +279,17 @@ class Trainer:
         self.seconds = state["seconds"]
         self.gradient_norms = state["gradient_norms"]
         logger.info("going on after step %d of %d", self.step, self.total_steps)
+        return True
 
 
-def learning_rate(settings: Training, done: float) -> float:
-    """Return the learning rate when the share `done` in [0, 1) of all steps is behind."""
-    if settings.schedule == "poly":
-        return settings.learning_rate * (1.0 - done) ** 0.9
-    if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1.0 + math.cos(done * math.pi))
-    return settings.learning_rate
-
-
-def _optimizer(settings: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    shared = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=True, **shared)
-    return torch.optim.AdamW(parameters, **shared)
+def _described(row: dict[str, float]) -> str:
+    """The terms of an epoch, with their gradients against that of the segmentation loss."""
+    norms = {key.removeprefix(_NORM): value for key, value in row.items() if key.startswith(_NORM)}
+    against = norms.get("segmentation", 0.0)
+    shown = []
+    for name in ("loss", *norms):
+        text = f"{name} {row.get(name, 0.0):.4g}"
+        if name not in {"loss", "segmentation"} and against:
+            text += f" (its gradient was {norms[name] / against:.2g} of the segmentation loss's)"
+        shown.append(text)
+    return ", ".join(shown)

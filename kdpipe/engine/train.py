@@ -6,6 +6,7 @@ the network, the method and whether there is a teacher.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from kdpipe import discover
 from kdpipe.atomic import atomic_path, write_json
+from kdpipe.composition import needs_teacher
 from kdpipe.config import Training
 from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
 from kdpipe.data.store import StoredCase
@@ -34,6 +36,7 @@ from kdpipe.methods.base import Context, Distiller, TapSpec
 from kdpipe.nets.base import build_network, check_patch, network_stages
 from kdpipe.nets.cost import macs, parameters
 from kdpipe.provenance import digest, environment, file_digest
+from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ def _assemble(job: Job, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
     }
     method = _build_method(run, probe(network, stages, input_shape), teacher, input_shape)
     student = Learner(network.to(device), TapRecorder(network, stages, method.student_taps()))
-    frozen = _teacher_learner(teacher, method, device)
+    frozen = _teacher_learner(teacher, student, stages, method, device)
 
     cases = job.split["train"]
     steps = settings.steps_per_epoch or math.ceil(len(cases) / settings.batch_size)
@@ -118,8 +121,8 @@ def _assemble(job: Job, device: torch.device) -> tuple[Trainer, dict[str, Any]]:
 
 
 def _load_teacher(job: Job) -> TrainedModel | None:
-    name = job.run["method"]["name"]
-    if not discover.needs_teacher(name):
+    name, params = job.run["method"]["name"], job.run["method"]["params"]
+    if not needs_teacher(name, params):
         return None
     if job.teacher is None:
         raise ConfigError(f"method {name!r} learns from a teacher: give its model.pt")
@@ -141,22 +144,38 @@ def _build_method(
     input_shape: tuple[int, ...],
 ) -> Distiller:
     module = discover.load("methods", run["method"]["name"])
-    taught: dict[str, TapSpec] = {}
+    taught = student  # its past self
     if teacher is not None:
         taught = probe(teacher.network, teacher.stages, input_shape)
-    context = Context(run["network"]["out_channels"], len(run["patch"]), student, taught)
+    loss = SEGMENTATION_LOSSES[run["training"]["segmentation_loss"]]
+    context = Context(
+        run["network"]["out_channels"],
+        len(run["patch"]),
+        student,
+        taught,
+        segmentation_loss=loss,
+    )
     method = module.Method(module.Params(**run["method"]["params"]), context)
     assert isinstance(method, Distiller)
     return method
 
 
 def _teacher_learner(
-    teacher: TrainedModel | None, method: Distiller, device: torch.device
+    teacher: TrainedModel | None,
+    student: Learner,
+    stages: dict[str, str],
+    method: Distiller,
+    device: torch.device,
 ) -> Learner | None:
-    if teacher is None:
+    """The trained teacher, or the student's past self, or None; without gradients."""
+    if teacher is not None:
+        network, stages = teacher.network.to(device), dict(teacher.stages)
+    elif method.past_self:
+        network = copy.deepcopy(student.network)
+    else:
         return None
-    network = teacher.network.to(device)
-    return Learner(network, TapRecorder(network, teacher.stages, method.teacher_taps()))
+    network.eval().requires_grad_(False)
+    return Learner(network, TapRecorder(network, stages, method.teacher_taps()))
 
 
 def _batches(

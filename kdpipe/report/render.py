@@ -15,7 +15,14 @@ from kdpipe.metrics.protocol import get_protocol
 ROW = ["dataset", "split", "fold", "role", "teacher", "student", "method"]
 #: the structure that stands for the mean over structures
 OVERALL = "mean"
+#: stands behind the name of a method that is a reading
+DAGGER = "†"
+_MARKED = [*ROW, "reading"]
 
+_READINGS = (
+    f" {DAGGER}: a reading of its paper, whose full text could not be had; `kdpipe list methods "
+    "--json` says what is stated and what is not."
+)
 _METRICS = {"dice": "Dice", "hd95_pooled": "HD95 pooled", "hd95_max": "HD95 max"}
 _LATEX = str.maketrans(
     {
@@ -26,6 +33,7 @@ _LATEX = str.maketrans(
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
         "±": r"$\pm$",
+        DAGGER: r"$\dagger$",
         "[": "{[}",  # at the start of a row it would be an argument of the \\ before it
         **{special: f"\\{special}" for special in "#$%&_{}"},
     }
@@ -82,8 +90,8 @@ def format_tables(results: pd.DataFrame) -> list[Table]:
         results: table of `kdpipe.report.tables.summarise`.
     """
     rows = [
-        (_identity(dict(zip(ROW, keys, strict=True))), group.set_index(["structure", "metric"]))
-        for keys, group in results.groupby(ROW, sort=False)
+        (_identity(dict(zip(_MARKED, keys, strict=True))), group.set_index(["structure", "metric"]))
+        for keys, group in results.groupby(_MARKED, sort=False)
     ]
     units = dict(zip(results["metric"], results["unit"], strict=True))
     titles = {metric: _title(metric, unit) for metric, unit in units.items()}
@@ -113,7 +121,8 @@ def _identity(keys: dict[str, Any]) -> dict[str, str]:
     if keys["role"] == "teacher":
         return where | {"network": keys["teacher"], "teacher": "", "method": "(teacher)"}
     teacher = "" if keys["teacher"] == "no_teacher" else keys["teacher"]
-    return where | {"network": keys["student"], "teacher": teacher, "method": keys["method"]}
+    method = f"{keys['method']}{DAGGER if keys['reading'] else ''}"
+    return where | {"network": keys["student"], "teacher": teacher, "method": method}
 
 
 def _main_columns(lines: pd.DataFrame) -> dict[str, str]:
@@ -158,6 +167,7 @@ def _notes(results: pd.DataFrame) -> str:
         f"Test cases: {_span(results['n_cases'])}. Mean ± sd over {seeds} seed(s) of the student; "
         "gain: difference to the undistilled student (method none), positive is better; "
         "missed: structures that only one of prediction and reference has, over all seeds."
+        + (_READINGS if results["reading"].any() else "")
     )
 
 

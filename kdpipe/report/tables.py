@@ -31,7 +31,8 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     """Write ``scores.csv``, ``results.csv``, ``results.md`` and ``results.tex`` into `out`.
 
     Args:
-        run: the study's name and its cells, each with its folder and its keys.
+        run: the study's name, its cells, each with its folder and its keys, and the methods
+            (by their labels) that are readings of papers.
         out: folder to write.
 
     Returns:
@@ -43,6 +44,7 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     """
     scores = _collect_scores(run["cells"])
     results = summarise(scores, _collect_costs(run["cells"]))
+    results["reading"] = results["method"].isin(run.get("readings", ()))
     markdown = render_markdown(results, run["study"])
     tables = {"scores.csv": scores, "results.csv": results}
     for name, table in tables.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.config import Training
-from kdpipe.engine.loop import Learner, Trainer, learning_rate
+from kdpipe.engine.loop import Learner, Trainer
+from kdpipe.engine.optim import learning_rate
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import Interrupted, TrainingDiverged
@@ -34,8 +36,8 @@ class Adversarial(Distiller):
     def student_taps(self) -> tuple[str, ...]:
         return ("enc1",)
 
-    def forward(
-        self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
+    def losses(
+        self, student: Outputs, teacher: Any, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         feature = self.adapter(student.features["enc1"]).mean((0, 2, 3, 4))
         pull = (feature - self.memory.clone()).square().sum()
@@ -49,29 +51,70 @@ class Adversarial(Distiller):
         return self.critic.parameters()
 
 
+class SelfTaught(Distiller):
+    """A method that learns from the student's past, with a pre-fitted part and a pace."""
+
+    past_self = True
+
+    def __init__(self) -> None:
+        super().__init__(None, Context(num_classes=3, spatial_dims=3))
+        self.theta = nn.Parameter(torch.zeros(()))
+        self.centre = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.prefitted = 0
+
+    def prefit_steps(self) -> int:
+        return 2
+
+    def prefit(self, teacher: Iterable[Outputs]) -> None:
+        for outputs in teacher:
+            self.prefitted += 1
+            self.centre += outputs.logits.mean((0, 2, 3, 4))
+
+    def losses(
+        self, student: Outputs, teacher: Any, target: Tensor, progress: Progress
+    ) -> dict[str, Tensor]:
+        distance = (student.logits - teacher.logits).square().mean()
+        away = (student.logits.mean((0, 2, 3, 4)) - self.centre).square().sum()
+        return {"past": distance * self.theta.exp(), "centre": 0.1 * away}
+
+    def paced_parameters(self) -> Iterable[tuple[nn.Parameter, float]]:
+        return [(self.theta, 10.0)]
+
+    def diagnostics(self) -> dict[str, float]:
+        return {"theta": self.theta.item()}
+
+
 def build(
     folder: Path,
     batches: Callable[[int], Any] | None = None,
     every_seconds: float = 0.0,
+    kind: Callable[[], Distiller] = Adversarial,
     **training: Any,
 ) -> Trainer:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(0.3), nn.Conv3d(4, 3, 1)
     )
-    method = Adversarial()
+    method = kind()
     recipe: dict[str, Any] = {"epochs": 4, "validate_every": 2} | training
     settings = Training(**recipe)
     return Trainer(
         settings,
         steps_per_epoch=3,
         student=Learner(network, TapRecorder(network, STAGES, method.student_taps())),
-        teacher=None,
+        teacher=past_of(network, method),
         method=method,
         batches=batches or (lambda start: batches_from(start, 12)),
         validate=lambda net: float(next(net.parameters()).detach().abs().mean()),
         checkpoint=Checkpoint(folder, "digest", every_seconds),
     )
+
+
+def past_of(network: nn.Module, method: Distiller) -> Learner | None:
+    if not method.past_self:
+        return None
+    past = copy.deepcopy(network).eval().requires_grad_(False)
+    return Learner(past, TapRecorder(past, STAGES, method.teacher_taps()))
 
 
 def batches_from(start: int, stop: int) -> Iterator[dict[str, Tensor]]:
@@ -91,17 +134,20 @@ def stopped_at(step: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:
     return batches
 
 
+@pytest.mark.parametrize("kind", [Adversarial, SelfTaught])
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_going_on_gives_the_same_bits(tmp_path: Path, ema: float | None, optimizer: str) -> None:
-    whole = build(tmp_path / "whole", ema_decay=ema, optimizer=optimizer)
+def test_going_on_gives_the_same_bits(
+    tmp_path: Path, ema: float | None, optimizer: str, kind: Callable[[], Distiller]
+) -> None:
+    whole = build(tmp_path / "whole", kind=kind, ema_decay=ema, optimizer=optimizer)
     expected = weights_digest(whole.run().weights)
     for step in (1, 3, 4, 8, 11):
         folder = tmp_path / f"stopped{step}"
-        trainer = build(folder, stopped_at(step), ema_decay=ema, optimizer=optimizer)
+        trainer = build(folder, stopped_at(step), kind=kind, ema_decay=ema, optimizer=optimizer)
         with pytest.raises(ConnectionResetError):
             trainer.run()
-        resumed = build(folder, ema_decay=ema, optimizer=optimizer)
+        resumed = build(folder, kind=kind, ema_decay=ema, optimizer=optimizer)
         torch.manual_seed(99)  # whatever the new process had drawn before
         assert weights_digest(resumed.run().weights) == expected
         assert weights_digest(resumed.method.state_dict()) == weights_digest(
@@ -156,6 +202,52 @@ def test_log_has_terms_norms_and_validation(tmp_path: Path) -> None:
     assert "validation_dice" in second
     assert best.epoch in (2, 4)
     assert best.dice == max(row["validation_dice"] for row in trainer.rows[1::2])
+
+
+def test_gradients_are_measured_again_after_each_validation(tmp_path: Path) -> None:
+    trainer = build(tmp_path)  # validates every second epoch of four
+    trainer.run()
+    measured = ["gradient_norm_memory" in row for row in trainer.rows]
+    assert measured == [True, False, True, False]
+
+
+def test_the_past_self_is_the_student_as_the_epoch_before_left_it(tmp_path: Path) -> None:
+    trainer = build(tmp_path, kind=SelfTaught, validate_every=1)
+    after_epoch: list[str] = []
+
+    def validate(network: nn.Module) -> float:
+        after_epoch.append(weights_digest(network.state_dict()))
+        return 0.5
+
+    trainer.validate = validate
+    trainer.run()
+    assert trainer.teacher is not None
+    past = trainer.teacher.network
+    assert weights_digest(past.state_dict()) == after_epoch[-2]
+    assert len(set(after_epoch)) == 4
+    assert not past.training
+    assert not any(parameter.requires_grad for parameter in past.parameters())
+
+
+def test_a_method_is_pre_fitted_once_and_not_after_going_on(tmp_path: Path) -> None:
+    whole = build(tmp_path / "a", kind=SelfTaught)
+    whole.run()
+    assert vars(whole.method)["prefitted"] == 2
+    with pytest.raises(ConnectionResetError):
+        build(tmp_path / "b", stopped_at(4), kind=SelfTaught).run()
+    resumed = build(tmp_path / "b", kind=SelfTaught)
+    resumed.run()
+    assert vars(resumed.method)["prefitted"] == 0
+    assert torch.equal(resumed.method.state_dict()["centre"], whole.method.state_dict()["centre"])
+
+
+def test_a_paced_parameter_has_its_own_rate_and_no_decay_and_is_logged(tmp_path: Path) -> None:
+    trainer = build(tmp_path, kind=SelfTaught, learning_rate=0.01, weight_decay=0.1)
+    trainer.run()
+    main, paced = trainer.optimizer.param_groups
+    assert paced["lr"] == pytest.approx(10 * main["lr"])
+    assert (main["weight_decay"], paced["weight_decay"]) == (0.1, 0.0)
+    assert trainer.rows[-1]["theta"] == trainer.method.diagnostics()["theta"] != 0
 
 
 def test_adapters_learn_and_critics_learn_apart(tmp_path: Path) -> None:

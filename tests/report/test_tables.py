@@ -376,3 +376,16 @@ def test_cells_without_costs_or_scores_are_named(run: dict[str, Any]) -> None:
     of_last = (scores[CELL] == costs[CELL].iloc[-1]).all(axis=1)
     with pytest.raises(DataError, match="method kd, seed 1: has costs, no scores"):
         summarise(scores[~of_last], costs)
+
+
+def test_a_reading_is_marked_and_explained(run: dict[str, Any], tmp_path: Path) -> None:
+    shown = write_tables(run, tmp_path / "plain")
+    assert "†" not in shown
+    write_tables(run | {"readings": ["kd"]}, tmp_path / "marked")
+    markdown = (tmp_path / "marked" / "results.md").read_text()
+    assert "| kd†" in markdown
+    assert "none†" not in markdown
+    assert "†: a reading of its paper, whose full text could not be had" in markdown
+    assert r"kd$\dagger$" in (tmp_path / "marked" / "results.tex").read_text()
+    results = read_results(tmp_path / "marked")
+    assert set(results.loc[results["reading"], "method"]) == {"kd"}

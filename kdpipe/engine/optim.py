@@ -1,0 +1,68 @@
+"""The optimiser of a training: who learns, how fast, and along which schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from kdpipe.config import Training
+from kdpipe.methods.base import Distiller
+
+
+def learnable(student: nn.Module, method: Distiller) -> list[nn.Parameter]:
+    """Return what the segmentation loss and the method's terms train; critics are not in it."""
+    critics = {id(critic) for critic in method.critic_parameters()}
+    return [
+        parameter
+        for parameter in (*student.parameters(), *method.parameters())
+        if parameter.requires_grad and id(parameter) not in critics
+    ]
+
+
+def build_optimizer(
+    settings: Training, student: nn.Module, method: Distiller
+) -> torch.optim.Optimizer:
+    """Return the optimiser of student and adapters.
+
+    Each group has a ``pace``, its factor on the learning rate. What a method paces itself has a
+    group of its own, without weight decay.
+    """
+    paces = {id(parameter): pace for parameter, pace in method.paced_parameters()}
+    parameters = learnable(student, method)
+    shared = {"weight_decay": settings.weight_decay, "pace": 1.0}
+    groups = [{"params": [p for p in parameters if id(p) not in paces], **shared}]
+    groups += [
+        {"params": [p], "weight_decay": 0.0, "pace": paces[id(p)]}
+        for p in parameters
+        if id(p) in paces
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True
+        )
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def build_critic_optimizer(method: Distiller) -> torch.optim.Optimizer | None:
+    """Return the optimiser of a method's adversary; None where it has none."""
+    critics = list(method.critic_parameters())
+    return torch.optim.AdamW(critics, lr=1e-4) if critics else None
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Training, done: float) -> float:
+    """Set and return the learning rate when the share `done` in [0, 1) of all steps is behind."""
+    rate = learning_rate(settings, done)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["pace"]
+    return rate
+
+
+def learning_rate(settings: Training, done: float) -> float:
+    """Return the learning rate when the share `done` in [0, 1) of all steps is behind."""
+    if settings.schedule == "poly":
+        return settings.learning_rate * (1.0 - done) ** 0.9
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1.0 + math.cos(done * math.pi))
+    return settings.learning_rate
