@@ -32,9 +32,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
-from kdpipe.errors import ConfigError
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.features import attention, attention_distance, resize
+from kdpipe.terms.stages import chosen_pairs
 from kdpipe.terms.weights import weighted
 
 
@@ -65,13 +65,9 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        if len(params.student_taps) != len(params.teacher_taps):
-            raise ConfigError(
-                f"at: {len(params.student_taps)} student_taps and {len(params.teacher_taps)} "
-                "teacher_taps; name as many of the one as of the other"
-            )
-        named = list(zip(params.student_taps, params.teacher_taps, strict=True))
-        self.pairs = named or context.stage_pairs()
+        self.pairs = chosen_pairs(
+            "at", params.student_taps, params.teacher_taps, context.stage_pairs()
+        )
 
     def student_taps(self) -> tuple[str, ...]:
         """The student's side of the pairs."""

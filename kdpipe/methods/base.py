@@ -136,7 +136,8 @@ class Distiller(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = True
     #: True: `teacher` is the student itself as the previous epoch left it (no teacher is trained)
     past_self: ClassVar[bool] = False
-    #: True: the paper could not be read in full; the docstring says what is stated and what ours
+    #: True: neither the paper in full nor its authors' code settles what it is, as far as could be
+    #: read; the docstring says what is stated and what is ours
     is_reading: ClassVar[bool] = False
     #: sum of the terms where student and teacher give the same; None: there is no such number
     floor: ClassVar[float | None] = 0.0

@@ -11,8 +11,8 @@ Equation:
 
     L = w\,\frac{1}{B\,c_t|s|}\sum (r(F^s) - F^t)^2
 
-Taps: ``penult`` of both (``student_tap``, ``teacher_tap``); the student's is resized to the
-    teacher's grid.
+Taps: ``penult`` of both (``student_tap``, ``teacher_tap``), averaged onto the coarser of the two
+    grids.
 
 Provenance:
 - stated: squared error of a regressed hidden layer.
@@ -25,6 +25,7 @@ Deviations: The paper trains the hint first and distils logits afterwards; here 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from torch import Tensor
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
-from kdpipe.terms.features import resize
+from kdpipe.terms.features import common_size, pool_to
 from kdpipe.terms.weights import weighted
 
 
@@ -45,14 +46,16 @@ class Params(Parameters):
     weight: float = Field(10.0, ge=0)
 
 
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared error of two features of equal channels.
+def hint_loss(student: Tensor, teacher: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mean squared error of the projected student against the teacher.
 
     Args:
-        student: projected feature ``(B, c, *s)``, resized to the teacher's grid.
-        teacher: ``(B, c, *S)``; gets no gradient.
+        student: feature ``(B, c, *s)``.
+        teacher: ``(B, C, *S)``; gets no gradient.
+        project: maps c channels to C; applied on the coarser grid, where it costs least.
     """
-    return F.mse_loss(resize(student, teacher.shape[2:]), teacher.detach())
+    size = common_size(student, teacher)
+    return F.mse_loss(project(pool_to(student, size)), pool_to(teacher.detach(), size))
 
 
 class Method(Distiller):
@@ -80,4 +83,4 @@ class Method(Distiller):
         """Return the term ``hint``."""
         ours = student.features[self.params.student_tap]
         theirs = teacher.features[self.params.teacher_tap]
-        return weighted(hint=(self.params.weight, lambda: hint_loss(self.project(ours), theirs)))
+        return weighted(hint=(self.params.weight, lambda: hint_loss(ours, theirs, self.project)))

@@ -21,8 +21,9 @@ Provenance:
 - ours: weight 1; mean over voxels, so that the weight does not depend on the patch.
 
 Deviations: Overlapping regions are Bernoulli distributions of their own, summed. With
-    ``reduction: elements`` the sum over classes is a mean too, as in several codes. The
-    row "KD" of the ACF-BCKD tables is another loss: `kd_mse_sigmoid`.
+    ``reduction: elements`` the sum over classes is a mean too, as in several codes; with
+    ``tau_squared: false`` the factor is left out, as in ACF-BCKD's KL branch. The row "KD" of the
+    ACF-BCKD tables is another loss: `kd_mse_sigmoid`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ class Params(Parameters):
     reduction: Literal["voxels", "elements"] = Field(
         "voxels", description="mean over voxels, or over voxels and classes"
     )
+    tau_squared: bool = Field(
+        True, description="factor tau², which keeps the gradient's size when tau changes"
+    )
 
 
 def kd_loss(
@@ -53,6 +57,7 @@ def kd_loss(
     tau: float,
     regions: bool = False,
     reduction: str = "voxels",
+    tau_squared: bool = True,
 ) -> Tensor:
     """Return the mean of the softened KL divergence, times tau squared.
 
@@ -62,8 +67,11 @@ def kd_loss(
         tau: temperature, > 0.
         regions: whether the channels are overlapping regions.
         reduction: ``voxels`` sums over the channels, ``elements`` averages over them too.
+        tau_squared: whether to multiply by tau squared.
     """
-    loss = tau**2 * logit_kl(student, teacher, tau, regions).mean()
+    loss = logit_kl(student, teacher, tau, regions).mean()
+    if tau_squared:
+        loss = tau**2 * loss
     return loss / student.shape[1] if reduction == "elements" else loss
 
 
@@ -78,7 +86,12 @@ class Method(Distiller):
 
         def loss() -> Tensor:
             return kd_loss(
-                student.logits, teacher.logits, params.tau, self.regions, params.reduction
+                student.logits,
+                teacher.logits,
+                params.tau,
+                self.regions,
+                params.reduction,
+                params.tau_squared,
             )
 
         return weighted(kd=(params.weight, loss))

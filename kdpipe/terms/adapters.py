@@ -21,6 +21,13 @@ def pointwise(spatial_dims: int, inputs: int, outputs: int, bias: bool = False) 
     return convolution(spatial_dims, inputs, outputs, kernel=1, bias=bias)
 
 
+def matching(spatial_dims: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
+    """Return `pointwise`, or the identity where the numbers of channels agree."""
+    if inputs == outputs:
+        return nn.Identity()
+    return pointwise(spatial_dims, inputs, outputs, bias)
+
+
 def batch_norm(spatial_dims: int, channels: int) -> nn.Module:
     """Return batch normalisation."""
     return (nn.BatchNorm3d if spatial_dims == 3 else nn.BatchNorm2d)(channels)
@@ -30,6 +37,15 @@ def instance_norm(spatial_dims: int, channels: int) -> nn.Module:
     """Return instance normalisation with learnable scale and offset."""
     layer = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
     return layer(channels, affine=True)
+
+
+def block(spatial_dims: int, inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
+    """Return a convolution, instance normalisation and ReLU; the grid keeps its size."""
+    return nn.Sequential(
+        convolution(spatial_dims, inputs, outputs, kernel, bias=False),
+        instance_norm(spatial_dims, outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 class _ReversedGradient(torch.autograd.Function):
@@ -71,7 +87,7 @@ class AdversarialTemperature(nn.Module):
         self.theta = nn.Parameter(torch.ones(classes))
 
     def forward(self, strength: float) -> Tensor:
-        """Return T ``(classes,)``; `strength` >= 0 scales the reversed gradient of theta."""
+        """Return T ``(classes,)``; theta's gradient is reversed times `strength` (-1: as it is)."""
         with torch.no_grad():
             self.theta.clamp_(-4.0, 4.0)  # beyond, the sigmoid has no gradient to come back by
         return self.start + self.span * reverse_gradient(self.theta, strength).sigmoid()

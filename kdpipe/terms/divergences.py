@@ -5,8 +5,11 @@ Tensors are logits ``(B, C, *S)`` over classes (softmax) or overlapping regions 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
 
 
 def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> Tensor:
@@ -52,3 +55,30 @@ def logit_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, regions: boo
 def probabilities(logits: Tensor, regions: bool, tau: float = 1.0) -> Tensor:
     """Return softmax (classes) or sigmoid (regions) of ``logits / tau``, ``(B, C, *S)``."""
     return (logits / tau).sigmoid() if regions else (logits / tau).softmax(dim=1)
+
+
+def without_target(logits: Tensor, target: Tensor) -> Tensor:
+    """Return logits whose softmax is that of the other classes: the target has probability 0.
+
+    Args:
+        logits: ``(B, C, *S)``, float32 or wider; the target's gets no gradient.
+        target: labels ``(B, *S)``.
+    """
+    return logits.scatter(1, target.unsqueeze(1), _NEVER)
+
+
+def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
+    """Return the logit of the target's probability against all the rest: its sigmoid is p_target.
+
+    Args:
+        logits: ``(B, C, *S)``, float32 or wider.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+        regions: whether the channels are overlapping regions.
+
+    Returns:
+        ``(B, *S)``; for regions ``(B, C, *S)``, each against its own complement.
+    """
+    if regions:
+        return torch.where(target > 0, logits, -logits)
+    chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
+    return chosen - without_target(logits, target).logsumexp(dim=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_PIECE = 2**25  # elements that are resized at once, 128 MB of float32
 
 
 def resize(
@@ -22,6 +25,19 @@ def resize(
     return F.interpolate(tensor, size=tuple(size), mode=linear, align_corners=False)
 
 
+def pool_to(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Return ``(B, c, *S)`` averaged into the cells of a grid of `size`, no side longer than S."""
+    if tuple(tensor.shape[2:]) == tuple(size):
+        return tensor
+    pool = F.adaptive_avg_pool3d if tensor.ndim == 5 else F.adaptive_avg_pool2d
+    return pool(tensor, list(size))
+
+
+def common_size(first: Tensor, second: Tensor) -> list[int]:
+    """Return the shorter of two ``(B, c, *S)`` tensors' sides along each axis."""
+    return [min(sides) for sides in zip(first.shape[2:], second.shape[2:], strict=True)]
+
+
 def attention(feature: Tensor, power: int = 2) -> Tensor:
     """Return the channel mean of ``|F|^power``, ``(B, 1, *S)``, divided by a constant a sample.
 
@@ -30,6 +46,23 @@ def attention(feature: Tensor, power: int = 2) -> Tensor:
     """
     peak = feature.detach().abs().amax(dim=tuple(range(1, feature.ndim)), keepdim=True)
     return (feature / peak.clamp_min(1e-12)).abs().pow(power).mean(dim=1, keepdim=True)
+
+
+def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> Tensor:
+    """Return `attention` of the feature on the grid `size` (linear), ``(B, 1, *size)``.
+
+    The power is taken after resizing, so channels cannot be reduced before. Where they would not
+    all fit the finer grid at once, they are taken a few at a time.
+    """
+    width = max(1, _PIECE // (feature.shape[0] * math.prod(size)))
+    if width >= feature.shape[1] or tuple(feature.shape[2:]) == tuple(size):
+        return attention(resize(feature, size), power)
+    peak = feature.detach().abs().amax(dim=tuple(range(1, feature.ndim)), keepdim=True)
+    pieces = torch.split(feature / peak.clamp_min(1e-12), width, dim=1)
+    total = torch.zeros(len(feature), 1, *size, dtype=feature.dtype, device=feature.device)
+    for piece in pieces:
+        total = total + resize(piece, size).abs().pow(power).sum(dim=1, keepdim=True)
+    return total / feature.shape[1]
 
 
 def unit_map(attention_map: Tensor) -> Tensor:
@@ -54,3 +87,13 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def normalised(tensor: Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) -> Tensor:
     """Return the tensor divided by its L2 norm along `dim`, plus `eps`."""
     return tensor / (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) + eps)
+
+
+def unit_scale(feature: Tensor) -> Tensor:
+    """Return ``(B, c, *S)`` divided by each sample's root mean square, which gets no gradient.
+
+    Some networks' features are raw sums of many layers. Heads on them would start with logits, and
+    learn with steps, that grow with the depth of the network.
+    """
+    square = feature.detach().square().mean(dim=tuple(range(1, feature.ndim)), keepdim=True)
+    return feature / (square + 1e-6).sqrt()

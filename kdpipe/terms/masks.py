@@ -54,11 +54,34 @@ def boundary(masks: Tensor) -> Tensor:
     a boundary there; a single voxel is not on its own boundary. The definition is that of
     ACF-BCKD's code.
     """
-    dims = masks.ndim - 2
-    around = 3**dims - 1
-    ones = torch.ones(1, 1, *[3] * dims, dtype=torch.float32, device=masks.device)
-    ones[(0, 0, *[1] * dims)] = 0.0
-    convolve = F.conv3d if dims == 3 else F.conv2d
-    planes = masks.flatten(0, 1).unsqueeze(1).float()
-    inside = convolve(planes, ones, padding=1).squeeze(1).unflatten(0, masks.shape[:2])
-    return (inside > 0.5) & (inside < around - 0.5)
+    counts = masks.to(torch.int8)
+    for axis in range(2, masks.ndim):  # sums over 3^n voxels, axis by axis
+        once, steps = counts, masks.shape[axis] - 1
+        counts = once.clone()
+        counts.narrow(axis, 1, steps).add_(once.narrow(axis, 0, steps))
+        counts.narrow(axis, 0, steps).add_(once.narrow(axis, 1, steps))
+    counts -= masks.to(torch.int8)  # a voxel is not its own neighbour
+    return (counts > 0) & (counts < 3 ** (masks.ndim - 2) - 1)
+
+
+def area_weights(target: Tensor, num_classes: int, regions: bool) -> tuple[Tensor, Tensor]:
+    """Return 1 / area of each voxel's class: of the foreground, and of the background.
+
+    Args:
+        target: integers ``(B, *S)``, or regions ``(B, K, *S)``.
+        num_classes: with the background.
+        regions: whether classes overlap; where they do, the smallest one counts.
+
+    Returns:
+        Two tensors ``(B, V)``, float32; each class that is there sums to 1 in each sample.
+    """
+    if regions:
+        masks = (target > 0).flatten(2).float()
+        foreground = (masks / masks.sum(2, keepdim=True).clamp_min(1.0)).amax(1)
+    else:
+        labels = target.flatten(1)
+        area = labels.new_zeros(len(labels), num_classes, dtype=torch.float32)
+        area.scatter_add_(1, labels, torch.ones_like(labels, dtype=torch.float32))
+        foreground = (1.0 / area.clamp_min(1.0)).gather(1, labels) * (labels > 0)
+    outside = (foreground == 0).float()
+    return foreground, outside / outside.sum(1, keepdim=True).clamp_min(1.0)

@@ -27,28 +27,34 @@ def nodes(feature: Tensor, grid: int, kind: str = "average") -> Tensor:
         grid: nodes a side, >= 1; a shorter side keeps its length.
         kind: ``average`` or ``max``.
     """
-    size = [min(grid, side) for side in feature.shape[2:]]
-    if kind == "max":
-        pool = F.adaptive_max_pool3d if len(size) == 3 else F.adaptive_max_pool2d
-    else:
-        pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
-    return pool(feature, size).flatten(2)
+    return _pooled(feature, [min(grid, side) for side in feature.shape[2:]], kind)
 
 
-def shared_nodes(student: Tensor, teacher: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+def shared_nodes(
+    student: Tensor, teacher: Tensor, grid: int, kind: str = "average"
+) -> tuple[Tensor, Tensor]:
     """Return both features' nodes on one grid, however their own grids differ.
 
     Args:
         student: ``(B, c, *s)``.
         teacher: ``(B, C, *S)``.
         grid: nodes a side at most.
+        kind: ``average`` or ``max``.
     """
     size = [
         min(grid, ours, theirs)
         for ours, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)
     ]
-    pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
-    return pool(student, size).flatten(2), pool(teacher, size).flatten(2)
+    return _pooled(student, size, kind), _pooled(teacher, size, kind)
+
+
+def _pooled(feature: Tensor, size: list[int], kind: str) -> Tensor:
+    """The feature's average or maximum in the cells of a grid, ``(B, c, n)``."""
+    if kind == "max":
+        pool = F.adaptive_max_pool3d if len(size) == 3 else F.adaptive_max_pool2d
+    else:
+        pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    return pool(feature, size).flatten(2)
 
 
 def cosine_gram(vectors: Tensor, eps: float = 1e-6) -> Tensor:

@@ -20,7 +20,9 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
 
     Equals MONAI's ``DiceCELoss(to_onehot_y=True, softmax=True)``, the loss of ACF-BCKD: the
     background counts as a class, Dice is taken per sample and class and then averaged. For regions
-    it is ``DiceCELoss(sigmoid=True)``: binary cross-entropy, mean over voxels and regions.
+    it is ``DiceLoss(sigmoid=True)`` plus binary cross-entropy, mean over voxels and regions;
+    ``DiceCELoss(sigmoid=True)`` is that for one region only, with more it takes the cross-entropy
+    of a softmax, which makes overlapping regions exclude one another.
 
     Args:
         logits: ``(B, C, *S)``.

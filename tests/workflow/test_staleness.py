@@ -67,7 +67,7 @@ data_source: {mine: source}
 datasets: [mine]
 teachers: [segresnet]
 students: [unet_tiny]
-methods: [none, {kd: {weight: 1.0}}, cwd]
+methods: [none, {kd: {weight: 1.0}}, cwd, {sum: [kd, at], as: both}]
 seeds: [0, 1]
 """
 
@@ -142,7 +142,7 @@ def cells(*methods: str, seeds: tuple[str, ...] = SEEDS) -> list[str]:
     return [f"{method}/{seed}" for method in methods for seed in seeds]
 
 
-ALL = [TEACHER, *cells("none", "kd", "cwd")]
+ALL = [TEACHER, *cells("none", "kd", "cwd", "both")]
 
 
 def jobs(rules: str, of: list[str]) -> set[str]:
@@ -152,7 +152,7 @@ def jobs(rules: str, of: list[str]) -> set[str]:
 TRAINED = "distill predict evaluate"
 EVERYTHING = (
     {f"train_teacher {TEACHER}", "tabulate"}
-    | jobs("distill", cells("none", "kd", "cwd"))
+    | jobs("distill", cells("none", "kd", "cwd", "both"))
     | jobs("predict evaluate", ALL)
 )
 Edit = Callable[[Checkout], None]
@@ -179,7 +179,7 @@ def new_method(checkout: Checkout) -> None:
 
 def new_method_used(checkout: Checkout) -> None:
     new_method(checkout)
-    checkout.replace("config.yaml", "cwd]", "cwd, mine]")
+    checkout.replace("config.yaml", "as: both}]", "as: both}, mine]")
 
 
 CASES: dict[str, tuple[Edit, set[str]]] = {
@@ -194,13 +194,17 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         jobs(TRAINED, cells("cwd")) | {"tabulate"},
     ),
     "what methods share": (
-        edit("kdpipe/methods/terms.py", 'reduction="none"', 'reduction="sum"'),
-        jobs(TRAINED, cells("kd", "cwd")) | {"tabulate"},
+        edit("kdpipe/terms/divergences.py", 'reduction="none"', 'reduction="sum"'),
+        jobs(TRAINED, cells("kd", "cwd", "both")) | {"tabulate"},
+    ),
+    "a part of a sum": (
+        edit("kdpipe/methods/at.py", "return loss / ", "return 2 * loss / "),
+        jobs(TRAINED, cells("both")) | {"tabulate"},
     ),
     "the engine": (edit("kdpipe/engine/loop.py", "self.step += 1", "self.step += 2"), EVERYTHING),
     "the student's network": (
         edit("kdpipe/nets/unet_tiny.py", "        0,\n", "        1,\n"),
-        jobs(TRAINED, cells("none", "kd", "cwd")) | {"tabulate"},
+        jobs(TRAINED, cells("none", "kd", "cwd", "both")) | {"tabulate"},
     ),
     "the teacher's network": (
         edit("kdpipe/nets/segresnet.py", "check_", "check__"),
@@ -265,7 +269,7 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     "the teacher's seed": (
         lambda checkout: checkout.write("config.yaml", CONFIG + "teacher_seed: 1\n"),
         jobs("configure train_teacher predict evaluate", ["segresnet/seed1"])
-        | jobs(TRAINED, cells("kd", "cwd"))
+        | jobs(TRAINED, cells("kd", "cwd", "both"))
         | {"configure tiny", "tabulate"},
     ),
     "dates alone": (
@@ -289,7 +293,7 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a seed": (
         edit("config.yaml", "seeds: [0, 1]", "seeds: [0, 1, 2]"),
-        jobs("configure " + TRAINED, cells("none", "kd", "cwd", seeds=("seed2",)))
+        jobs("configure " + TRAINED, cells("none", "kd", "cwd", "both", seeds=("seed2",)))
         | {"configure tiny", "tabulate"},
     ),
 }
