@@ -102,10 +102,15 @@ def _mathematics(text: str) -> str:
     """The equation's ``.. math::`` blocks as Markdown, other paragraphs as prose."""
     pieces = re.split(r"^\.\. math::\n\n((?:    .*\n?|\n)+)", text, flags=re.MULTILINE)
     prose = [_prose(piece) for piece in pieces[::2]]
-    equations = ["```math\n" + _lines(piece) + "\n```" for piece in pieces[1::2]] + [""]
+    equations = [_formulas(piece) for piece in pieces[1::2]] + [""]
     blocks = [block for pair in zip(prose, equations, strict=True) for block in pair]
     return "\n\n".join(filter(None, blocks))
 
 
-def _lines(text: str) -> str:
-    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+def _formulas(text: str) -> str:
+    """A block of mathematics for each paragraph."""
+    formulas = [
+        "\n".join(line.strip() for line in formula.splitlines())
+        for formula in re.split(r"\n\s*\n", text.strip())
+    ]
+    return "\n\n".join(f"```math\n{formula}\n```" for formula in formulas)

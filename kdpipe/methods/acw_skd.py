@@ -62,7 +62,7 @@ from kdpipe.terms.adapters import AdversarialTemperature, block, pointwise
 from kdpipe.terms.divergences import bernoulli_kl, probabilities, soft_kl
 from kdpipe.terms.features import normalised, resize, unit_scale
 from kdpipe.terms.masks import class_centres, class_masks
-from kdpipe.terms.stages import hidden_decoders
+from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import half_cosine, weighted
 
 _logger = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ def _check_weights(params: Any) -> None:
 def _coarser(context: Context, tap: str) -> str:
     """The finest decoder stage coarser than `tap`, or the bottleneck."""
     fine = context.tap("student", tap).stride
-    for stage in reversed(hidden_decoders(context)):
+    for stage in reversed(decoder_stages(context, "student")):
         stride = context.student[stage].stride
         if stride != fine and all(s >= f for s, f in zip(stride, fine, strict=True)):
             return stage

@@ -47,7 +47,7 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import block, pointwise
 from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.features import resize, unit_scale
-from kdpipe.terms.stages import hidden_decoders
+from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import weighted
 
 
@@ -96,7 +96,7 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        self.taps = params.taps or tuple(hidden_decoders(context)) or ("bottleneck",)
+        self.taps = params.taps or decoder_stages(context, "student") or ("bottleneck",)
         self.labelled = bool(params.weight_exits or params.weight_logits)
         self.bodies, self.heads = nn.ModuleDict(), nn.ModuleDict()
         if params.weight_hint and params.hint_tap in self.taps:

@@ -34,7 +34,6 @@ Deviations: Only the global variant: no temperature a sample. The published bala
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,7 +43,7 @@ from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import AdversarialTemperature
 from kdpipe.terms.divergences import logit_kl
-from kdpipe.terms.weights import weighted
+from kdpipe.terms.weights import half_cosine, weighted
 
 
 class Params(Parameters):
@@ -59,19 +58,6 @@ class Params(Parameters):
     lr_factor: float = Field(
         10.0, gt=0, description="on the student's learning rate, for the temperature"
     )
-
-
-def reversal_strength(progress: Progress, growth: float) -> float:
-    """Return the factor on the reversed gradient: half a cosine from 0 to 1, then 1.
-
-    Args:
-        progress: where training is.
-        growth: share of all steps that the rise takes; 0: none.
-    """
-    rise = growth * progress.steps
-    if progress.step >= rise:
-        return 1.0
-    return 0.5 * (1.0 - math.cos(math.pi * progress.step / rise))
 
 
 def ctkd_loss(student: Tensor, teacher: Tensor, temperature: Tensor, regions: bool) -> Tensor:
@@ -100,7 +86,8 @@ class Method(Distiller):
         """Return the term ``ctkd``."""
 
         def loss() -> Tensor:
-            temperature = self.temperature(reversal_strength(progress, self.params.growth))
+            strength = half_cosine(progress.step / progress.steps, 0.0, self.params.growth)
+            temperature = self.temperature(strength)
             return ctkd_loss(student.logits, teacher.logits, temperature, self.regions)
 
         return weighted(ctkd=(self.params.weight, loss))

@@ -50,7 +50,7 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.features import resize, unit_scale
-from kdpipe.terms.stages import hidden_decoders
+from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)
@@ -150,4 +150,4 @@ class Method(Distiller):
 
 def _decoders(context: Context) -> tuple[str, ...]:
     bottleneck = ["bottleneck"] if "bottleneck" in context.student else []
-    return (*bottleneck, *hidden_decoders(context))
+    return (*bottleneck, *decoder_stages(context, "student"))

@@ -48,7 +48,7 @@ from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.features import attention, attention_distance, resize
 from kdpipe.terms.pyramids import Pyramid
-from kdpipe.terms.stages import hidden_decoders
+from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import exponential_ramp, weighted
 
 
@@ -91,7 +91,7 @@ class Method(Distiller):
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
         default = [tap for tap in ("bottleneck",) if tap in context.student]
-        self.taps = params.taps or (*default, *hidden_decoders(context))
+        self.taps = params.taps or (*default, *decoder_stages(context, "student"))
         if len(self.taps) < 2:
             raise ConfigError(
                 f"frskd: the pyramid needs two levels or more, there is {list(self.taps)}: name "

@@ -52,7 +52,7 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import target_margin, without_target
 from kdpipe.terms.features import resize, unit_scale
-from kdpipe.terms.stages import hidden_decoders
+from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        self.tap = params.tap or (hidden_decoders(context) or ["bottleneck"])[0]
+        self.tap = params.tap or (decoder_stages(context, "student") or ("bottleneck",))[0]
         self.weight_nontarget: float = params.weight_nontarget
         if self.weight_nontarget and (self.regions or context.num_classes == 2):
             what = "overlapping regions" if self.regions else "two classes"

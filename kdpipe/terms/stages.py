@@ -89,15 +89,3 @@ def decaying_weights(ratio: float, stages: int) -> list[float]:
     """Return ``ratio^k`` for stage ``k = 0, 1, ...``, finest first, scaled to a sum of 1."""
     powers = [ratio**stage for stage in range(stages)]
     return [power / sum(powers) for power in powers]
-
-
-def hidden_decoders(context: Context) -> list[str]:
-    """Return the student's decoder stages below the logits, coarsest first.
-
-    The last decoder stage of some networks is the logits themselves: it is left out where it has
-    their channels and their grid.
-    """
-    stages = context.decoders("student")
-    if stages and context.student[stages[-1]] == context.student.get("logits"):
-        return stages[:-1]
-    return stages

@@ -30,6 +30,7 @@ SETTINGS = Training(epochs=EPOCHS, learning_rate=0.003, validate_every=EPOCHS)
 #: whose terms need not fall, and why
 RISING = {
     "ps_kd": "the past self grows sure of itself at its own pace",
+    "acw_skd": "its self-teacher gets ahead of it, and the temperature works against it",
 }
 
 

@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdpipe.errors import ConfigError
 from kdpipe.methods.base import Progress
 from kdpipe.methods.cakd import cakd_loss, fnkd_loss
-from kdpipe.methods.ctkd import ctkd_loss, reversal_strength
+from kdpipe.methods.ctkd import ctkd_loss
 from kdpipe.methods.dist import inter_loss, intra_loss
 from kdpipe.methods.dkd import nckd_loss, tckd_loss
 from kdpipe.methods.kd import kd_loss
 from kdpipe.methods.kd_mse_sigmoid import sigmoid_mse_loss
 from kdpipe.methods.nkd import nontarget_loss, target_loss
+from kdpipe.terms.weights import half_cosine
 
 FINAL = Progress(epoch=9, epochs=10, step=99, steps=100)
 
@@ -221,7 +222,7 @@ def test_ctkd_learns_its_temperature_against_the_student() -> None:
 
 def test_ctkd_strength_is_half_a_cosine() -> None:
     def strength(step: int, growth: float = 0.1) -> float:
-        return reversal_strength(Progress(0, 10, step, 1000), growth)
+        return half_cosine(step / 1000, 0.0, growth)
 
     assert strength(0) == 0.0
     assert strength(25) == pytest.approx(0.5 * (1 - math.cos(math.pi / 4)))
