@@ -170,6 +170,7 @@ class Trainer:
             )
         if self._measures_gradients():
             self.gradient_norms = self._norms_of(terms)
+            logger.info("step %d: %s", self.step, _compared(terms, self.gradient_norms))
         self._update(loss)
         self._update_critic(student, teacher)
         values = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
@@ -230,7 +231,8 @@ class Trainer:
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         row["seconds"] = round(self.seconds, 3)  # without validation
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]  # its pace is 1
-        row |= {name: total / self.steps_per_epoch for name, total in self.sums.items()}
+        means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
+        row |= means
         row |= self.method.diagnostics()
         row |= {f"{_NORM}{name}": norm for name, norm in self.gradient_norms.items()}
         if epoch % self.settings.validate_every == 0 or epoch == self.settings.epochs:
@@ -238,7 +240,7 @@ class Trainer:
             row["validation_dice"] = dice = self.validate(network)
             if dice > self.best.dice:
                 self.best = Best(dice, epoch, copy.deepcopy(network.state_dict()))
-            logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, _described(row))
+            logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, _described(means))
         self.rows.append(row)
         self.sums, self.seconds, self.gradient_norms = {}, 0.0, {}
 
@@ -282,14 +284,16 @@ class Trainer:
         return True
 
 
-def _described(row: dict[str, float]) -> str:
-    """The terms of an epoch, with their gradients against that of the segmentation loss."""
-    norms = {key.removeprefix(_NORM): value for key, value in row.items() if key.startswith(_NORM)}
-    against = norms.get("segmentation", 0.0)
+def _compared(terms: dict[str, Tensor], norms: dict[str, float]) -> str:
+    """Each term with the norm of its gradient, and how many times that of the segmentation loss."""
+    against = norms["segmentation"]
     shown = []
-    for name in ("loss", *norms):
-        text = f"{name} {row.get(name, 0.0):.4g}"
-        if name not in {"loss", "segmentation"} and against:
-            text += f" (its gradient was {norms[name] / against:.2g} of the segmentation loss's)"
-        shown.append(text)
+    for name, term in terms.items():
+        text = f"{name} {term.item():.4g} (gradient {norms[name]:.3g}"
+        times = f", {norms[name] / against:.2g} times" if name != "segmentation" and against else ""
+        shown.append(f"{text}{times})")
     return ", ".join(shown)
+
+
+def _described(means: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -204,9 +204,17 @@ def test_log_has_terms_norms_and_validation(tmp_path: Path) -> None:
     assert best.dice == max(row["validation_dice"] for row in trainer.rows[1::2])
 
 
-def test_gradients_are_measured_again_after_each_validation(tmp_path: Path) -> None:
+def test_gradients_are_measured_again_after_each_validation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = build(tmp_path)  # validates every second epoch of four
-    trainer.run()
+    with caplog.at_level("INFO", logger="kdpipe.engine.loop"):
+        trainer.run()
+    shown = [message for message in caplog.messages if message.startswith("step ")]
+    assert [message.partition(":")[0] for message in shown] == ["step 0", "step 6"]
+    first = trainer.rows[0]
+    times = first["gradient_norm_memory"] / first["gradient_norm_segmentation"]
+    assert f"(gradient {first['gradient_norm_memory']:.3g}, {times:.2g} times)" in shown[0]
     measured = ["gradient_norm_memory" in row for row in trainer.rows]
     assert measured == [True, False, True, False]
 

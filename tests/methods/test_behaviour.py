@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdpipe import discover
 from kdpipe.config import Training
 from kdpipe.engine.loop import Learner, Trainer
-from kdpipe.engine.state import Checkpoint
+from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.nets.base import build_network, network_stages
@@ -106,12 +106,15 @@ def test_terms_fall_and_the_segmentation_loss_does_not_diverge(
     student = learner(net, stages, method.student_taps())
 
     before = own_terms(method, student, frozen)
+    untouched = weights_digest(teacher.state_dict())
     trainer = train(method, student, frozen, tmp_path)
     after = own_terms(method, student, frozen)
     for recorded in (student, frozen):
         if recorded is not None:
             recorded.recorder.remove()
 
+    assert weights_digest(teacher.state_dict()) == untouched
+    assert trainer.best.weights.keys() == network(STUDENT)[0].state_dict().keys()  # nothing more
     assert all(math.isfinite(value) for row in trainer.rows for value in row.values())
     assert trainer.rows[-1]["segmentation"] < trainer.rows[0]["segmentation"]
     if name not in RISING:
