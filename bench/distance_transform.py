@@ -37,9 +37,9 @@ def organs(side: int) -> Tensor:
     return torch.from_numpy(np.stack(masks))
 
 
-def noise(side: int) -> Tensor:
-    """What an untrained network predicts: ``(2, side, side, side)``."""
-    return torch.rand(2, side, side, side, generator=torch.Generator().manual_seed(0)) > 0.8
+def noise(shape: tuple[int, ...], share: float) -> Tensor:
+    """What an untrained network predicts: scattered voxels."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
 
 
 def reference(masks: Tensor) -> Tensor:
@@ -67,7 +67,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     blobs = organs(arguments.side)
-    kinds = {"organs": blobs, "background": ~blobs.any(0, keepdim=True), "noise": noise(arguments.side)}
+    kinds = {
+        "organs": blobs,
+        "specks": blobs | noise(tuple(blobs.shape), 1e-4),
+        "background": ~blobs.any(0, keepdim=True),
+        "noise": noise(tuple(blobs[:2].shape), 0.2),
+    }
     for name, masks in kinds.items():
         torch.testing.assert_close(contour_distance(masks), reference(masks), rtol=2e-7, atol=0)
         pairs = [

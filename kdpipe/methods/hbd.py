@@ -85,10 +85,8 @@ def hbd_loss(
     bands = boundary(class_masks(target, classes, regions))
     if not (regions or include_background):
         bands = bands[:, 1:]
-    sizes = bands.flatten(2).sum(2)
-    count = 1 if reduction == "sum" else int((sizes > 0).sum().clamp_min(1))
-    total = student.new_zeros(())
-    for ours, theirs, edges, size in zip(student, teacher.detach(), bands, sizes, strict=True):
+    total, count = student.new_zeros(()), student.new_zeros(())
+    for ours, theirs, edges in zip(student, teacher.detach(), bands, strict=True):
         places = edges.any(0).flatten().nonzero().squeeze(1)
         ours = ours.flatten(1).index_select(1, places)
         theirs = theirs.flatten(1).index_select(1, places)
@@ -97,8 +95,12 @@ def hbd_loss(
         else:
             apart = soft_kl(ours, theirs, tau, dim=0)
         inside = edges.flatten(1).index_select(1, places).to(apart.dtype)
-        total = total + (inside @ apart / size.clamp_min(1)).sum()
-    return total / count if reduction == "bands" else total / (count * classes)
+        sizes = inside.sum(1)
+        total = total + (inside @ apart / sizes.clamp_min(1.0)).sum()
+        count = count + (sizes > 0).sum()
+    if reduction != "sum":
+        total = total / count.clamp_min(1.0)
+    return total if reduction == "bands" else total / classes
 
 
 class Method(Distiller):

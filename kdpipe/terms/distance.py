@@ -9,6 +9,11 @@ below 2^16, these are held in 16 bits.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -57,13 +62,29 @@ def _squared(masks: Tensor, both_sides: bool) -> Tensor:
     On a CPU the masks are taken one by one, each in its own box; elsewhere many together.
     """
     result = torch.zeros(masks.shape, dtype=torch.float32, device=masks.device)
-    together = 1 if masks.device.type == "cpu" else max(1, _TOGETHER // masks[0].numel())
-    for group, squared in zip(masks.split(together), result.split(together), strict=True):
-        for inside in (group, ~group) if both_sides else (group,):
-            box = _bounding_box(inside, margin=1)
-            if box is not None:
-                _add_squared(inside[box], squared[box])
+    on_cpu = masks.device.type == "cpu"
+    together = 1 if on_cpu else max(1, _TOGETHER // masks[0].numel())
+    with _one_thread() if on_cpu else contextlib.nullcontext():
+        for group, squared in zip(masks.split(together), result.split(together), strict=True):
+            for inside in (group, ~group) if both_sides else (group,):
+                box = _bounding_box(inside, margin=1)
+                if box is not None:
+                    _add_squared(inside[box], squared[box])
     return result
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch's operations on this thread; they are many and short.
+
+    A second thread gains little, and on shared cores every operation would wait for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _add_squared(masks: Tensor, squared: Tensor) -> None:
@@ -73,11 +94,11 @@ def _add_squared(masks: Tensor, squared: Tensor) -> None:
     if box is None:
         return
     size = masks.shape[1:]
-    far = sum((side - 1) ** 2 for side in size) + 1  # more than any distance
-    # 16 bits hold 0 .. 2^16-1 if the lowest number stands for 0
-    narrow = far + (max(size) - 1) ** 2 < 2**16
+    beyond = math.isqrt(sum((side - 1) ** 2 for side in size)) + 1  # more than any distance
+    # 16 bits hold squares of 0 .. 2^16-1 if the lowest number stands for 0
+    narrow = beyond**2 + (max(size) - 1) ** 2 < 2**16
     dtype, zero = (torch.int16, -(2**15)) if narrow else (torch.float32, 0)
-    field = masks[box].to(dtype).mul_(far + zero) + outside[box].to(dtype).mul_(zero)
+    field = masks[box].to(dtype).mul_(beyond)
 
     # the last axis costs most, the fewer voxels it spreads from the better
     axes = sorted(range(1, masks.ndim), key=lambda axis: -field.shape[axis])
@@ -86,12 +107,29 @@ def _add_squared(masks: Tensor, squared: Tensor) -> None:
     for place, axis in enumerate(axes):
         field = field.transpose(0, place).contiguous()
         order[0], order[place] = order[place], order[0]
-        field = _spread(field, box[axis].start, size[axis - 1], far + zero)
+        start, side = box[axis].start, size[axis - 1]
+        if place == 0:
+            field = _scan(field, start, side, beyond)
+            field = field.mul_(field).add_(zero)
+        else:
+            field = _spread(field, start, side, beyond**2 + zero)
     field = field.permute([order.index(axis) for axis in range(masks.ndim)]).contiguous()
     measured = field.to(squared.dtype).sub_(zero)
     if len(masks) > 1:  # a full mask among others had nothing to measure from
         measured *= _any(outside.flatten(1), 1).view(-1, *[1] * len(size))
     squared += measured
+
+
+def _scan(field: Tensor, start: int, size: int, beyond: int) -> Tensor:
+    """Return ``out[x] = min_j field[j] + |x - start - j|`` along dimension 0, x in [0, size)."""
+    result = field.new_full((size, *field.shape[1:]), beyond)
+    result[start : start + len(field)] = field
+    rows = result.flatten(1).unbind(0)
+    step = torch.empty_like(rows[0])
+    for order in (rows, rows[::-1]):
+        for before, here in itertools.pairwise(order):
+            torch.minimum(here, torch.add(before, 1, out=step), out=here)
+    return result
 
 
 def _spread(field: Tensor, start: int, size: int, far: int) -> Tensor:

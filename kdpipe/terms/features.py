@@ -45,7 +45,8 @@ def attention(feature: Tensor, power: int = 2) -> Tensor:
     afterwards is not changed by it, neither in value nor in gradient.
     """
     peak = feature.detach().abs().amax(dim=tuple(range(1, feature.ndim)), keepdim=True)
-    return (feature / peak.clamp_min(1e-12)).abs().pow(power).mean(dim=1, keepdim=True)
+    scaled = feature / peak.clamp_min(1e-12)
+    return (scaled.abs() if power % 2 else scaled).pow(power).mean(dim=1, keepdim=True)
 
 
 def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> Tensor:
