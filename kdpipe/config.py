@@ -110,7 +110,9 @@ class Training(Strict):
     momentum: float = Field(0.9, gt=0, lt=1, description="sgd only (Nesterov)")
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "poly"
-    gradient_clip: float | None = Field(12.0, gt=0, description="largest L2 norm; null: none")
+    gradient_clip: float | None = Field(
+        12.0, gt=0, description="largest L2 norm, of student and adapters apart; null: none"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32"
     )

@@ -9,6 +9,8 @@ from kdpipe import discover
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress, TapSpec
 
 PROGRESS = Progress(epoch=3, epochs=10, step=30, steps=100)
+#: by then every term that comes in late is there
+LATE = Progress(epoch=9, epochs=10, step=95, steps=100)
 CLASSES = 4
 IMAGE = {2: (16, 12), 3: (8, 12, 8)}
 
@@ -18,7 +20,6 @@ STUDENT = {
     "enc2": (8, 4),
     "bottleneck": (10, 4),
     "dec1": (7, 2),
-    "dec2": (CLASSES, 1),
     "pre_act": (7, 2),
     "penult": (13, 2),
 }
@@ -48,9 +49,12 @@ def context(
 
     def specs(taps: dict[str, tuple[int, int]]) -> dict[str, TapSpec]:
         found = {name: TapSpec(c, (float(stride),) * dims) for name, (c, stride) in taps.items()}
-        return found | {"logits": TapSpec(classes, (1.0,) * dims)}
+        return found | {"logits": TapSpec(classes, (1.0,) * dims, is_logits=True)}
 
-    return Context(classes, dims, specs(student), specs(teacher), targets)  # type: ignore[arg-type]
+    ours = specs(student)
+    if student is STUDENT:  # its last decoder stage is its output, as in a U-Net
+        ours["dec2"] = ours["logits"]
+    return Context(classes, dims, ours, specs(teacher), targets)  # type: ignore[arg-type]
 
 
 def outputs(
@@ -65,7 +69,7 @@ def outputs(
         return drawn.requires_grad_()
 
     logits = tensor(specs["logits"])
-    features = {name: logits if name == "logits" else tensor(specs[name]) for name in taps}
+    features = {name: logits if specs[name].is_logits else tensor(specs[name]) for name in taps}
     return Outputs(logits, features)
 
 

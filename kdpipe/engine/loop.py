@@ -19,7 +19,7 @@ from kdpipe.engine.device import autocast, compute_dtype
 from kdpipe.engine.optim import (
     build_critic_optimizer,
     build_optimizer,
-    learnable,
+    clip_gradients,
     set_learning_rate,
 )
 from kdpipe.engine.signals import StopRequest
@@ -92,7 +92,6 @@ class Trainer:
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
-        self.learnable = learnable(student.network, method)
         self.optimizer = build_optimizer(settings, student.network, method)
         self.critic_optimizer = build_critic_optimizer(method)
         self.ema = (
@@ -195,7 +194,7 @@ class Trainer:
         self.scaler.scale(loss).backward()
         if self.settings.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.learnable, self.settings.gradient_clip)
+            clip_gradients(self.settings.gradient_clip, self.student.network, self.method)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:

@@ -11,12 +11,12 @@ from kdpipe.config import Training
 from kdpipe.methods.base import Distiller
 
 
-def learnable(student: nn.Module, method: Distiller) -> list[nn.Parameter]:
-    """Return what the segmentation loss and the method's terms train; critics are not in it."""
+def learnable(module: nn.Module, method: Distiller) -> list[nn.Parameter]:
+    """Return the parameters of the student, or of the method, without the method's critics."""
     critics = {id(critic) for critic in method.critic_parameters()}
     return [
         parameter
-        for parameter in (*student.parameters(), *method.parameters())
+        for parameter in module.parameters()
         if parameter.requires_grad and id(parameter) not in critics
     ]
 
@@ -30,7 +30,7 @@ def build_optimizer(
     group of its own, without weight decay.
     """
     paces = {id(parameter): pace for parameter, pace in method.paced_parameters()}
-    parameters = learnable(student, method)
+    parameters = [*learnable(student, method), *learnable(method, method)]
     shared = {"weight_decay": settings.weight_decay, "pace": 1.0}
     groups = [{"params": [p for p in parameters if id(p) not in paces], **shared}]
     groups += [
@@ -43,6 +43,15 @@ def build_optimizer(
             groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True
         )
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def clip_gradients(limit: float, student: nn.Module, method: Distiller) -> None:
+    """Bound the L2 norm of the gradients of the student, and apart from it of the adapters.
+
+    Together, an adapter with a large gradient would slow the student down.
+    """
+    for module in (student, method):
+        nn.utils.clip_grad_norm_(learnable(module, method), limit)
 
 
 def build_critic_optimizer(method: Distiller) -> torch.optim.Optimizer | None:

@@ -129,7 +129,8 @@ def probe(
                 f"feature map of an image {tuple(input_shape)}; correct the network's stages()"
             )
         sides = zip(input_shape[2:], feature.shape[2:], strict=True)
-        specs[name] = TapSpec(feature.shape[1], tuple(image / side for image, side in sides))
+        stride = tuple(image / side for image, side in sides)
+        specs[name] = TapSpec(feature.shape[1], stride, feature is features.get("logits"))
     return specs
 
 

@@ -52,6 +52,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
@@ -60,12 +61,14 @@ from kdpipe.methods._acw_modules import SelfTeacher, class_wise_feature
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import AdversarialTemperature, block, pointwise
 from kdpipe.terms.divergences import bernoulli_kl, probabilities, soft_kl
-from kdpipe.terms.features import normalised, resize, unit_scale
+from kdpipe.terms.features import resize, unit_scale
 from kdpipe.terms.masks import class_centres, class_masks
 from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import half_cosine, weighted
 
 _logger = logging.getLogger(__name__)
+#: norm below which a centre has no direction; features are scaled to a root mean square of 1
+_DEAD = 1e-3
 
 
 class Params(Parameters):
@@ -127,7 +130,7 @@ def class_pull(centres: Tensor, refined: Tensor, present: Tensor) -> Tensor:
         refined: ``(B, K, c)``; get no gradient.
         present: boolean ``(B, K)``; absent classes count nothing.
     """
-    gap = normalised(centres, dim=2) - normalised(refined.detach(), dim=2)
+    gap = F.normalize(centres, dim=2, eps=_DEAD) - F.normalize(refined.detach(), dim=2, eps=_DEAD)
     distance = torch.where(present, gap.square().sum(2), 0.0).sum(1)
     return (distance / present.sum(1).clamp_min(1)).mean()
 
@@ -140,7 +143,7 @@ def class_separation(centres: Tensor, present: Tensor, margin: float = 0.0) -> T
         present: boolean ``(B, K)``; a sample with fewer than two classes counts 0.
         margin: cosine up to which a pair costs nothing.
     """
-    units = normalised(centres, dim=2)
+    units = F.normalize(centres, dim=2, eps=_DEAD)
     excess = (units @ units.transpose(1, 2) - margin).relu().square()
     pairs = present.unsqueeze(1) & present.unsqueeze(2)
     pairs = pairs & ~torch.eye(present.shape[1], dtype=torch.bool, device=present.device)

@@ -23,10 +23,14 @@ Side = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class TapSpec:
-    """Shape facts of a recorded feature: channels, and input voxels per feature voxel by axis."""
+    """Facts of a recorded feature: channels, and input voxels per feature voxel by axis.
+
+    `is_logits` says that it is the network's output itself, as a last decoder stage may be.
+    """
 
     channels: int
     stride: tuple[float, ...]
+    is_logits: bool = False
 
 
 @dataclass

@@ -21,14 +21,9 @@ def encoder_stages(context: Context, side: Side) -> tuple[str, ...]:
 
 
 def decoder_stages(context: Context, side: Side) -> tuple[str, ...]:
-    """Return a network's decoder stages before the logits, coarsest first; may be none.
-
-    A last stage with the logits' channels and grid is taken for the logits themselves.
-    """
+    """Return a network's decoder stages before the logits, coarsest first; may be none."""
     known = context.student if side == "student" else context.teacher
-    stages = tuple(context.decoders(side))
-    prediction = stages and known[stages[-1]] == known.get("logits")
-    return stages[:-1] if prediction else stages
+    return tuple(stage for stage in context.decoders(side) if not known[stage].is_logits)
 
 
 def encoder_pairs(context: Context, bottleneck: bool = True) -> Pairs:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdpipe.config import Training
 from kdpipe.engine.loop import Learner, Trainer
-from kdpipe.engine.optim import learning_rate
+from kdpipe.engine.optim import clip_gradients, learning_rate
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import Interrupted, TrainingDiverged
@@ -267,7 +267,55 @@ def test_adapters_learn_and_critics_learn_apart(tmp_path: Path) -> None:
     after = method.state_dict()
     assert all(not torch.equal(before[name], after[name]) for name in before)
     critics = {id(parameter) for parameter in method.critic_parameters()}
-    assert critics.isdisjoint(map(id, trainer.learnable))
+    optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert critics.isdisjoint(optimised)
+    assert {id(parameter) for parameter in method.adapter.parameters()} <= optimised
+
+
+def test_large_gradients_of_an_adapter_do_not_slow_the_student(tmp_path: Path) -> None:
+    trainer = build(tmp_path)
+    student, adapter = trainer.student.network, vars(trainer.method)["_modules"]["adapter"]
+    for parameter in (*student.parameters(), *adapter.parameters()):
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    adapter.weight.grad.fill_(1e6)
+    clip_gradients(1.0, student, trainer.method)
+    for parameter in student.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.full_like(parameter, 1e-3))
+    assert adapter.weight.grad.norm() == pytest.approx(1.0)
+
+
+def test_the_average_of_weights_follows_the_student_and_is_what_is_validated(
+    tmp_path: Path,
+) -> None:
+    trainer = build(tmp_path, ema_decay=0.9, validate_every=1)
+    start = trainer.student.network[0].weight.detach().clone()  # type: ignore[index]
+    seen: list[nn.Module] = []
+
+    def validate(network: nn.Module) -> float:
+        seen.append(network)
+        return 0.5
+
+    trainer.validate = validate
+    expected, first = start.clone(), True
+
+    def batches(begin: int) -> Iterator[dict[str, Tensor]]:
+        nonlocal expected, first
+        for step, batch in enumerate(batches_from(begin, 12)):
+            if step:  # the weights that the step before left
+                weight = trainer.student.network[0].weight.detach()  # type: ignore[index]
+                expected = weight.clone() if first else 0.9 * expected + 0.1 * weight
+                first = False
+            yield batch
+
+    trainer.batches = batches
+    trainer.run()
+    weight = trainer.student.network[0].weight.detach()  # type: ignore[index]
+    expected = 0.9 * expected + 0.1 * weight
+    assert trainer.ema is not None
+    assert all(network is trainer.ema.module for network in seen)
+    torch.testing.assert_close(trainer.ema.module[0].weight, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(trainer.ema.module[0].weight, weight, rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_probe_measures_each_axis() -> None:
     assert found == {
         "enc1": TapSpec(4, (2.0, 1.0)),
         "in": TapSpec(1, (1.0, 1.0)),
-        "logits": TapSpec(2, (2.0, 1.0)),
+        "logits": TapSpec(2, (2.0, 1.0), is_logits=True),
     }
 
 
@@ -197,3 +197,14 @@ def test_probe_restores_modes_after_an_error() -> None:
     with pytest.raises(RuntimeError):
         probe(network, {"enc1": "norm"}, (1, 5, 8, 8))
     assert network.training and not network.norm._forward_hooks
+
+
+def test_a_last_decoder_stage_is_the_logits_only_where_it_is_the_same_tensor() -> None:
+    shape = (1, 1, 16, 16, 16)
+    unet = build_network("unet_tiny", {}, 1, 16)
+    specs = probe(unet, network_stages("unet_tiny", {}), shape)
+    assert [name for name, spec in specs.items() if spec.is_logits] == ["dec3", "logits"]
+    same_shape = build_network("segresnet", {}, 1, 16)  # 16 channels before the head and after it
+    specs = probe(same_shape, network_stages("segresnet", {}), shape)
+    assert (specs["dec3"].channels, specs["dec3"].stride) == (16, specs["logits"].stride)
+    assert [name for name, spec in specs.items() if spec.is_logits] == ["logits"]
