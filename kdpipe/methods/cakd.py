@@ -18,8 +18,8 @@ Equation:
 
 .. math::
 
-    P = softmax(z) \in R^{C \times V},\quad p = softmax(z^s_v / \|F^s_v\|),\quad
-        q = softmax(z^t_v / \|F^t_v\|)
+    P = softmax(z) \in R^{C \times V},\quad p = softmax(z^s_v / n^s_v),\quad
+        q = softmax(z^t_v / n^t_v),\quad n_v = \frac{\|F_v\|}{mean_u \|F_u\|}
 
 Taps: logits and ``penult`` of both (``student_tap``, ``teacher_tap``); the norms are resized to the
     grid of the logits.
@@ -29,8 +29,10 @@ Provenance:
   could not be read, and its equations are those of public code.
 - code: G, cosine of its rows, and weights 1 and 1 on one scale (ACF-BCKD). The authors' code
   weights 0.1 and 0.2 on four scales (.4, .2, .2, .2), under 0.8 Dice and 0.2 distillation.
-- ours: the norm of each voxel's own feature, at least 0.1, so that a dead feature cannot blow up
-  its logits; the affinity is a mean over voxels, which the cosine does not see.
+- ours: the norm of each voxel's own feature over the sample's mean norm (a constant), so that the
+  temperature is about 1 whatever the feature's scale and number of channels; at least 0.1, so that
+  a dead voxel cannot blow up its logits. The affinity is a mean over voxels, which the cosine does
+  not see.
 
 Deviations: The authors' FNKD swaps student and teacher and rounds the soft labels to integers,
     which leaves nothing of them; not inherited. ACF-BCKD divides by one norm of the whole tensor of
@@ -55,6 +57,7 @@ from kdpipe.terms.features import resize
 from kdpipe.terms.weights import weighted
 
 _LEAST_NORM = 0.1
+_EPS = 1e-6  # a feature of zeros has the relative norm 1
 
 
 class Params(Parameters):
@@ -65,7 +68,8 @@ class Params(Parameters):
     weight_cakd: float = Field(1.0, ge=0, description="of the affinities between classes")
     weight_fnkd: float = Field(1.0, ge=0, description="of the logits softened by feature norms")
     norm: Literal["voxel", "tensor"] = Field(
-        "voxel", description="norm of each voxel's feature; published: of the whole tensor"
+        "voxel",
+        description="norm of each voxel's feature over their mean; published: of the whole tensor",
     )
 
 
@@ -97,7 +101,8 @@ def fnkd_loss(
         student_feature: ``(B, c, *s)``; gets a gradient through its norm.
         teacher_feature: ``(B, c', *s')``; gets no gradient.
         regions: whether the channels are overlapping regions, which are summed.
-        norm: ``voxel``, along the channels; or ``tensor``, one number for the whole batch.
+        norm: ``voxel``, along the channels, over the sample's mean norm, which gets no gradient;
+            or ``tensor``, one number for the whole batch.
     """
     ours = _softened(student, student_feature, norm)
     theirs = _softened(teacher.detach(), teacher_feature.detach(), norm)
@@ -119,7 +124,8 @@ def _softened(logits: Tensor, feature: Tensor, norm: str) -> Tensor:
         length = torch.linalg.vector_norm(feature)
     else:
         lengths = torch.linalg.vector_norm(feature, dim=1, keepdim=True)
-        length = resize(lengths, logits.shape[2:])
+        mean = lengths.detach().mean(dim=tuple(range(1, lengths.ndim)), keepdim=True)
+        length = resize((lengths + _EPS) / (mean + _EPS), logits.shape[2:])
     return logits / length.clamp_min(_LEAST_NORM)
 
 

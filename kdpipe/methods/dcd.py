@@ -13,7 +13,7 @@ Equation:
 
     L = w\,r(t)\,\frac{1}{|L|}\sum_{l \in L}\frac{1}{J_l}\sum_{j=1}^{J_l}\frac{1}{|A_{j-1}|}
         \sum_{b \in D}\|W_b A_{j-1}\|_2^2,\quad
-        A_0 = P F^s_l - F^t_l,\ A_j = W_0 A_{j-1}
+        A_0 = P F^s_l - \frac{F^t_l}{rms(F^t_l)},\ A_j = W_0 A_{j-1}
 
 Taps: all encoder stages that both networks have, with the bottleneck (or ``student_taps`` and
     ``teacher_taps``). The finer of two grids is averaged down to the other.
@@ -26,7 +26,8 @@ Provenance:
   differ; for ISLES weight 0.05, 0 for 100 of 1000 epochs and half a cosine over 300 (for BraTS
   0.01, 150 and 800) (DCD-3D-MedSeg).
 - ours: the epochs as shares of the training; in 2D the same rule leaves two of four sub-bands;
-  fewer levels on small grids; the difference is centred; unequal grids.
+  fewer levels on small grids; the difference is centred; unequal grids; the teacher's feature
+  divided by each sample's root mean square.
 
 Deviations: The transform is linear, so only the difference of the features is transformed, and it
     is orthonormal, so the energy of its coefficients stands for the mean squared error of the
@@ -34,8 +35,9 @@ Deviations: The transform is linear, so only the difference of the features is t
     which changes the number a little and the idea not at all. Zero padding, as in the code, turns
     an offset into detail at the border of the patch: ``centred: false`` keeps that, and
     ``fit_levels: false`` takes 3 levels on any grid. The code never hands its projections to the
-    optimiser; here they are trained. Its moving average of the weights (0.999) belongs to the
-    training recipe.
+    optimiser; here they are trained. It takes the teacher's feature as it is, ``scale: raw``;
+    where that is a raw sum of residual blocks, the term grows with the square of its scale. Its
+    moving average of the weights (0.999) belongs to the training recipe.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from torch import Tensor, nn
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import matching
-from kdpipe.terms.features import common_size, pool_to
+from kdpipe.terms.features import common_size, pool_to, unit_scale
 from kdpipe.terms.stages import chosen_pairs, encoder_pairs
 from kdpipe.terms.wavelets import filter_bank, fitting_levels, sub_bands
 from kdpipe.terms.weights import half_cosine, weighted
@@ -67,6 +69,10 @@ class Params(Parameters):
     )
     centred: bool = Field(
         True, description="take each channel's mean off the difference; published: no"
+    )
+    scale: Literal["unit", "raw"] = Field(
+        "unit",
+        description="root mean square of the teacher's feature in a sample: 1; published: as it is",
     )
     weight: float = Field(0.05, ge=0, description="after the rise")
     start: float = Field(0.1, ge=0, le=1, description="share of training without the term")
@@ -110,6 +116,7 @@ class Method(Distiller):
     """Wavelet details of the encoder's features."""
 
     is_reading: ClassVar[bool] = True
+    floor: ClassVar[float | None] = None  # the teacher's feature is scaled, the student's is not
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
@@ -157,4 +164,5 @@ class Method(Distiller):
         if params.fit_levels:
             levels = fitting_levels(size, self.filters.shape[1], levels)
         ours, theirs = project(pool_to(ours, size)), pool_to(theirs, size)
+        theirs = unit_scale(theirs) if params.scale == "unit" else theirs
         return dcd_loss(ours, theirs, self.filters, levels, params.bands, params.centred)

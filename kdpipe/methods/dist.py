@@ -19,16 +19,17 @@ Taps: logits of both.
 
 Provenance:
 - stated: one minus Pearson's correlation along the classes and along the samples.
-- code: all voxels of a batch are one population for the intra-class term; tau 4 with the factor
-  tau² and weights 1 (ACF-BCKD).
+- code: all voxels of a batch are one population for the intra-class term, weights 1 (ACF-BCKD);
+  tau 1 (the authors).
 - ours: where all probabilities are equal there is no correlation: it counts as 0 and has no
   gradient. The published eps gives it a gradient of 1e8.
 
-Deviations: The authors' own runs have tau 1, and the lab of ACF-BCKD takes tau 1 and weight 3 in
-    2D: set ``tau`` and both weights. ACF-BCKD's code accepts a total weight and ignores it; here
-    the two weights count. For overlapping regions, probabilities are sigmoids. With two channels
-    of logits the correlation across them is +1 or -1 and has no gradient: that term is left out,
-    with a warning.
+Deviations: A correlation does not see the scale of what it compares, so no gradient is lost to
+    tau as in KD, and the factor tau² is a plain weight. ACF-BCKD's row is ``{dist: {tau: 4}}``,
+    which is 16 times as strong; its lab takes tau 1 and weights 3 in 2D. ACF-BCKD's code accepts a
+    total weight and ignores it; here the two weights count. For overlapping regions, probabilities
+    are sigmoids. With two channels of logits the correlation across them is +1 or -1 and has no
+    gradient: that term is left out, with a warning.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ _logger = logging.getLogger(__name__)
 class Params(Parameters):
     """Temperature and weights."""
 
-    tau: float = Field(4.0, gt=0, description="temperature; both terms have the factor tau²")
+    tau: float = Field(
+        1.0, gt=0, description="temperature; both terms have the factor tau²; ACF-BCKD: 4"
+    )
     weight_inter: float = Field(1.0, ge=0, description="correlation across classes at a voxel")
     weight_intra: float = Field(1.0, ge=0, description="correlation across voxels of a class")
 

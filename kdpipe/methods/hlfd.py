@@ -44,7 +44,10 @@ Deviations: The public code draws new random 1×1 adapters in every step and tra
     divergence is divided by half the number of elements, whatever the channels; this is
     ``normalisation: published`` and the same for two classes. In ``deep_kd`` the code compares the
     student's d5 with itself; here with the teacher's. ``attn_kd`` is published with weight 1, it
-    has no pixel level. Regions: logits are Bernoulli distributions, features stay softmaxes.
+    has no pixel level. At the pixel level a decoder stage of the teacher stands for logits as it
+    is: where it is a raw sum of residual blocks, its softmax is nearly one-hot and the term grows
+    with its scale, but its gradient on a projected voxel does not (2 tau at most). Regions: logits
+    are Bernoulli distributions, features stay softmaxes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Equation:
 
 .. math::
 
-    L = w\,\frac{1}{B\,c_t|s|}\sum (G(A(F^s) \odot m) - F^t)^2,\quad
+    L = w\,\frac{1}{B\,c_t|s|}\sum \Big(G(A(F^s) \odot m) - \frac{F^t}{rms(F^t)}\Big)^2,\quad
         m_v \sim Bernoulli(1 - \lambda),\; G = Conv_3\,ReLU\,Conv_3
 
 Taps: ``bottleneck`` of both (``student_tap``, ``teacher_tap``), the backbone's last stage; the
@@ -22,12 +22,15 @@ Provenance:
   teacher's full feature.
 - code: the block; one mask for all channels, 0.75 of the positions for segmentation; a 1×1
   convolution before it only where the channels differ; the last stage of the backbone.
-- ours: the mean over elements, weight 10 as for the hints of FitNet.
+- ours: the mean over elements, weight 10 as for the hints of FitNet; the teacher's feature divided
+  by each sample's root mean square.
 
-Deviations: The authors sum over elements with weight 2e-5, which ties it to channels and patch:
-    ``{mgd: {reduction: sum, weight: 2e-5}}``. Their segmentation code adds channel-wise logits at
-    tau 4 with weight 3: ``{sum: [mgd, {cwd: {weight: 3}}]}``. The mask is drawn anew in each step,
-    so the same batch twice gives two values. Regions make no difference.
+Deviations: The authors sum over elements with weight 2e-5, which ties it to channels and patch, and
+    take the teacher's feature as it is, which ties it to that network: a raw sum of residual blocks
+    may be ten times as large as a normalised feature, and the term 100 times. The published form is
+    ``{mgd: {reduction: sum, weight: 2e-5, scale: raw}}``. Their segmentation code adds channel-wise
+    logits at tau 4 with weight 3: ``{sum: [mgd, {cwd: {weight: 3}}]}``. The mask is drawn anew in
+    each step, so the same batch twice gives two values. Regions make no difference.
 """
 
 from __future__ import annotations
@@ -41,12 +44,12 @@ from torch import Tensor, nn
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import convolution, matching
-from kdpipe.terms.features import common_size, pool_to
+from kdpipe.terms.features import common_size, pool_to, unit_scale
 from kdpipe.terms.weights import weighted
 
 
 class Params(Parameters):
-    """Taps, share of erased positions, weight and the way of averaging."""
+    """Taps, share of erased positions, weight, the way of averaging and the teacher's scale."""
 
     student_tap: str = Field("bottleneck", description="logical name of the student's feature")
     teacher_tap: str = Field("bottleneck", description="logical name of the teacher's feature")
@@ -54,6 +57,10 @@ class Params(Parameters):
     weight: float = Field(10.0, ge=0)
     reduction: Literal["mean", "sum"] = Field(
         "mean", description="over the elements of a sample; published: sum"
+    )
+    scale: Literal["unit", "raw"] = Field(
+        "unit",
+        description="root mean square of the teacher's feature in a sample: 1; published: as it is",
     )
 
 
@@ -115,6 +122,8 @@ class Method(Distiller):
             theirs = teacher.features[params.teacher_tap]
             size = common_size(ours, theirs)
             generated = self.generate(erase(self.align(pool_to(ours, size)), params.erased))
-            return generation_loss(generated, pool_to(theirs, size), params.reduction)
+            theirs = pool_to(theirs, size)
+            theirs = unit_scale(theirs) if params.scale == "unit" else theirs
+            return generation_loss(generated, theirs, params.reduction)
 
         return weighted(generation=(params.weight, loss))

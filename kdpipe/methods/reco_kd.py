@@ -18,7 +18,8 @@ Equation:
       &\quad + w_c\,mean\,(F^s + g_s(F^s) - F^t - g_t(F^t))^2\big] \\
     E(M) &= \frac{\sum_{bv} M_{bv} S^t_{bv}\, mean_c\, C^t_{bc} (F^s_{bcv} - F^t_{bcv})^2}
         {\sum_{bv} M_{bv}} \\
-    S &= |V|\,softmax_v(mean_c |F| / \tau),\quad C = c\,softmax_c(mean_v |F| / \tau)
+    S &= |V|\,softmax_v(mean_c |F| / \tau),\quad C = c\,softmax_c(mean_v |F| / \tau),\quad
+        rms(F^s) = rms(F^t) = 1
     \end{aligned}
 
 Taps: all encoder stages that both networks have, without the bottleneck (or ``student_taps`` and
@@ -32,13 +33,16 @@ Provenance:
   number of voxels to the power 0.5, linear warm-up over 600 of 1000 epochs (``reco`` in
   DPRD-3D-MedSeg, which holds a port of the authors' trainer).
 - ours: the warm-up as a share of the training; in 2D a stage has a quarter of the voxels of the one
-  before, not an eighth; unequal grids.
+  before, not an eighth; unequal grids; both features, the student's once it is projected and
+  resized, divided by their root mean square in each sample.
 
 Deviations: In the code neither projections nor context blocks reach the optimiser, and the blocks
     start at 0, so that its context term is a plain mean squared error; here they are trained, as
-    in FGD. ``M`` is 1 over the area of the voxel's class in that sample; of overlapping regions the
-    smallest one counts. A class that is too small for the grid of a stage drops out there. The
-    code's exponent of ``M`` stays 1.
+    in FGD. The code takes features as they are; where a teacher's are raw sums of residual
+    blocks, its softmax at tau 0.5 attends to one voxel and the errors grow with the square of their
+    scale. The student's division is part of the gradient. ``M`` is 1 over the area of the voxel's
+    class in that sample; of overlapping regions the smallest one counts. A class that is too small
+    for the grid of a stage drops out there. The code's exponent of ``M`` stays 1.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ from torch import Tensor, nn
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import matching, pointwise
-from kdpipe.terms.features import resize
+from kdpipe.terms.features import resize, unit_scale
 from kdpipe.terms.masks import area_weights, resize_target
 from kdpipe.terms.stages import chosen_pairs, decaying_weights, encoder_pairs
 from kdpipe.terms.weights import weighted
@@ -141,13 +145,14 @@ class ContextBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Projection and context blocks of one stage."""
+    """Projection and, where they are wanted, context blocks of one stage."""
 
-    def __init__(self, spatial_dims: int, inputs: int, channels: int):
+    def __init__(self, spatial_dims: int, inputs: int, channels: int, context: bool = True):
         super().__init__()
         self.project = matching(spatial_dims, inputs, channels, bias=True)
-        self.ours = ContextBlock(spatial_dims, channels)
-        self.theirs = ContextBlock(spatial_dims, channels)
+        if context:
+            self.ours = ContextBlock(spatial_dims, channels)
+            self.theirs = ContextBlock(spatial_dims, channels)
 
     def context_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean squared error of features ``(B, c, *S)`` with their context added."""
@@ -170,6 +175,7 @@ class Method(Distiller):
                 context.spatial_dims,
                 context.tap("student", ours).channels,
                 context.tap("teacher", theirs).channels,
+                params.weight_context > 0,
             )
             for ours, theirs in self.pairs
         )
@@ -189,17 +195,20 @@ class Method(Distiller):
     ) -> dict[str, Tensor]:
         """Return the terms ``foreground``, ``background``, ``attention`` and ``context``."""
         params = self.params
-        taught = [teacher.features[theirs] for _, theirs in self.pairs]
+
+        @functools.cache
+        def taught(stage: int) -> Tensor:
+            return unit_scale(teacher.features[self.pairs[stage][1]].detach())
 
         @functools.cache
         def ours(stage: int) -> Tensor:
             projected = self.stages[stage].project(student.features[self.pairs[stage][0]])
-            return resize(projected, taught[stage].shape[2:])
+            return unit_scale(resize(projected, taught(stage).shape[2:]), constant=False)
 
         @functools.cache
         def regions(stage: int) -> tuple[Tensor, Tensor, Tensor]:
-            label = resize_target(target, taught[stage].shape[2:], self.regions)
-            error = attended_error(ours(stage), taught[stage], params.tau)
+            label = resize_target(target, taught(stage).shape[2:], self.regions)
+            error = attended_error(ours(stage), taught(stage), params.tau)
             return error, *area_weights(label, self.context.num_classes, self.regions)
 
         def total(loss: Any) -> Tensor:
@@ -215,10 +224,10 @@ class Method(Distiller):
             background=(ramp * params.weight_background, lambda: region(2)),
             attention=(
                 ramp * params.weight_attention,
-                lambda: total(lambda s: attention_loss(ours(s), taught[s], params.tau)),
+                lambda: total(lambda s: attention_loss(ours(s), taught(s), params.tau)),
             ),
             context=(
                 ramp * params.weight_context,
-                lambda: total(lambda s: self.stages[s].context_loss(ours(s), taught[s])),
+                lambda: total(lambda s: self.stages[s].context_loss(ours(s), taught(s))),
             ),
         )

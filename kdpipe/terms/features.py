@@ -90,11 +90,17 @@ def normalised(tensor: Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) ->
     return tensor / (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) + eps)
 
 
-def unit_scale(feature: Tensor) -> Tensor:
-    """Return ``(B, c, *S)`` divided by each sample's root mean square, which gets no gradient.
+def unit_scale(feature: Tensor, constant: bool = True) -> Tensor:
+    """Return ``(B, c, *S)`` divided by each sample's root mean square.
 
     Some networks' features are raw sums of many layers. Heads on them would start with logits, and
     learn with steps, that grow with the depth of the network.
+
+    Args:
+        feature: ``(B, c, *S)``.
+        constant: the root mean square gets no gradient. Not for what is itself regressed: an error
+            would pull it towards zero for ever, which changes nothing in the error.
     """
-    square = feature.detach().square().mean(dim=tuple(range(1, feature.ndim)), keepdim=True)
+    given = feature.detach() if constant else feature
+    square = given.square().mean(dim=tuple(range(1, feature.ndim)), keepdim=True)
     return feature / (square + 1e-6).sqrt()

@@ -23,6 +23,7 @@ from kdpipe.methods.rkd import angle_loss, distance_loss, embeddings
 from kdpipe.methods.skd import pair_loss, pixel_loss
 from kdpipe.methods.sp import sp_loss
 from kdpipe.terms.adversarial import Critic, wasserstein_loss
+from kdpipe.terms.features import pool_to
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -269,6 +270,31 @@ def test_published_sum_of_mgd_is_the_squared_error_over_the_batch() -> None:
     student, teacher = drawn(2, 3, 4, 4), drawn(2, 3, 4, 4, seed=1)
     expected = (student - teacher).square().sum() / 2
     torch.testing.assert_close(generation_loss(student, teacher, "sum"), expected)
+
+
+@pytest.mark.parametrize("scale", ["unit", "raw"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_mgd_generates_the_teachers_feature_from_what_is_not_erased(
+    reduction: str, scale: str
+) -> None:
+    specs = TEACHER | {"bottleneck": (16, 2)}
+    method = build(
+        "mgd", context(2, teacher=specs), weight=3.0, erased=0.5, reduction=reduction, scale=scale
+    )
+    student, teacher = pair(method)
+    assert teacher is not None
+    theirs = pool_to(50.0 * teacher.features["bottleneck"], [4, 3])
+    if scale == "unit":
+        theirs = torch.stack([sample / sample.square().mean().sqrt() for sample in theirs])
+    torch.manual_seed(4)
+    kept = torch.rand(2, 1, 4, 3) >= 0.5
+    generated = method.generate(kept * method.align(student.features["bottleneck"]))
+    squared = (generated - theirs).square()
+    expected = 3.0 * (squared.mean() if reduction == "mean" else squared.sum() / 2)
+    torch.manual_seed(4)
+    larger = Outputs(teacher.logits, {"bottleneck": 50.0 * teacher.features["bottleneck"]})
+    found = method(student, larger, target(2), PROGRESS)
+    torch.testing.assert_close(found, {"generation": expected}, rtol=1e-4, atol=1e-5)
 
 
 def test_mgd_aligns_only_where_channels_differ() -> None:

@@ -173,6 +173,20 @@ def test_dist_by_hand(size: tuple[int, ...]) -> None:
     assert intra_loss(student, teacher, 4.0).item() == pytest.approx(16 * (1 - along), rel=1e-5)
 
 
+def test_dist_has_the_authors_temperature_and_tau_squared_is_a_plain_factor() -> None:
+    method = build("dist", context(3), weight_inter=2.0, weight_intra=3.0)
+    student, teacher = pair(method)
+    assert teacher is not None
+    expected = {
+        "inter": 2.0 * inter_loss(student.logits, teacher.logits, 1.0),
+        "intra": 3.0 * intra_loss(student.logits, teacher.logits, 1.0),
+    }
+    torch.testing.assert_close(method(student, teacher, target(3), FINAL), expected)
+    mild = 0.1 * logits(1), 0.1 * logits(2)  # where a softmax is nearly linear
+    for loss in (inter_loss, intra_loss):
+        assert (loss(*mild, 4.0) / loss(*mild, 1.0)).item() == pytest.approx(16.0, rel=0.1)
+
+
 def test_dist_does_not_see_scale_and_offset_of_probabilities() -> None:
     teacher = logits(2)
     probability = teacher.detach().sigmoid()
@@ -269,11 +283,39 @@ def test_kd_mse_sigmoid_by_hand() -> None:
 def test_fnkd_by_hand_with_norms_of_voxels() -> None:
     student, teacher = logits(1), logits(2)
     ours, theirs = logits(3, 6), logits(4, 8)
-    norm = np.linalg.norm(rows(ours), axis=1, keepdims=True)
-    p = softmax(rows(student) / norm)
-    q = softmax(rows(teacher) / np.linalg.norm(rows(theirs), axis=1, keepdims=True))
+
+    def temperature(feature: Tensor) -> np.ndarray:
+        norms = np.linalg.norm(rows(feature), axis=1).reshape(2, -1)  # samples x voxels
+        return (norms / norms.mean(1, keepdims=True)).reshape(-1, 1)
+
+    assert 0.1 < temperature(ours).min() < 0.6 and temperature(ours).max() > 1.4
+    p = softmax(rows(student) / temperature(ours))
+    q = softmax(rows(teacher) / temperature(theirs))
     value = fnkd_loss(student, teacher, ours, theirs)
-    assert value.item() == pytest.approx(-(q * np.log(p)).sum(1).mean())
+    assert value.item() == pytest.approx(-(q * np.log(p)).sum(1).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_fnkd_has_a_temperature_of_about_one_whatever_the_features_scale(regions: bool) -> None:
+    student, teacher, ours, theirs = logits(1), logits(2), logits(3, 6), logits(4, 8)
+    once = fnkd_loss(student, teacher, ours, theirs, regions)
+    large = fnkd_loss(student, teacher, 100.0 * ours, 300.0 * theirs, regions)
+    torch.testing.assert_close(large, once, rtol=1e-5, atol=0.0)
+    alike, uniform = (
+        fnkd_loss(z, teacher, 100.0 * ours, 100.0 * theirs, regions).item()
+        for z in (teacher, 0.0 * teacher)
+    )
+    assert alike < 0.8 * uniform
+
+
+def test_fnkd_sees_each_samples_own_norms_and_varies_by_voxel() -> None:
+    student, teacher, ours, theirs = logits(1), logits(2), logits(3, 6), logits(4, 8)
+    together = fnkd_loss(student, teacher, ours, theirs)
+    factors = torch.tensor([1.0, 100.0]).double().view(2, 1, 1, 1, 1)
+    other = fnkd_loss(student, teacher, ours * factors, theirs)
+    torch.testing.assert_close(other, together, rtol=1e-5, atol=0.0)
+    flat = fnkd_loss(student, teacher, torch.ones_like(ours), theirs)
+    assert abs(flat - together).item() > 0.01
 
 
 def test_fnkd_of_the_whole_tensor_has_a_gradient_that_vanishes_with_the_patch() -> None:

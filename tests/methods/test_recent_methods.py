@@ -15,7 +15,8 @@ from kdpipe.methods.base import Progress
 from kdpipe.methods.dcd import dcd_loss
 from kdpipe.methods.dprd import displacements, foreground_cells, pair_loss
 from kdpipe.methods.reco_kd import ContextBlock, attended_error, attention, region_loss
-from kdpipe.terms.masks import area_weights
+from kdpipe.terms.features import pool_to, resize, unit_scale
+from kdpipe.terms.masks import area_weights, resize_target
 from kdpipe.terms.stages import deepest_weights
 from kdpipe.terms.wavelets import filter_bank, fitting_levels, sub_bands
 from kdpipe.terms.weights import half_cosine
@@ -156,6 +157,24 @@ def test_dcd_begins_late_and_rises_along_half_a_cosine() -> None:
     assert half_cosine(0.2, 0.1, 0.3) == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_dcd_is_its_weight_times_the_mean_over_all_stages(dims: int) -> None:
+    method = build("dcd", context(dims), weight=3.0, wavelet="haar", levels=2)
+    student, teacher = pair(method)
+    assert teacher is not None
+    losses = []
+    for stage, tap in enumerate(("enc1", "enc2", "bottleneck")):
+        ours = method.project[stage](student.features[tap])
+        theirs = pool_to(50.0 * teacher.features[tap], ours.shape[2:])  # the coarser grid
+        theirs = torch.stack([sample / sample.square().mean().sqrt() for sample in theirs])
+        levels = fitting_levels(list(ours.shape[2:]), 2, 2)
+        losses.append(dcd_loss(ours, theirs, filter_bank("haar").float(), levels))
+    teacher = teacher.map(lambda feature: 50.0 * feature)
+    found = method(student, teacher, target(dims), at(99))
+    expected = 3.0 * sum(losses) / 3
+    torch.testing.assert_close(found, {"dcd": expected}, rtol=1e-4, atol=1e-6)
+
+
 def test_dcd_projects_only_where_channels_differ() -> None:
     where = context(3, student=TEACHER | {"enc2": (5, 2)})
     method = build("dcd", where)
@@ -253,6 +272,37 @@ def test_dprd_maps_the_published_weights_to_the_stages_there_are() -> None:
         build("dprd", context(2), stage_weights=(0.5, 0.0))
 
 
+@pytest.mark.parametrize("targets", ["classes", "regions"])
+def test_dprd_is_its_weights_times_the_sum_over_stages_by_their_weights(targets: str) -> None:
+    where = context(2, targets, student=TEACHER)
+    shares = (0.5, 0.1, 0.3, 0.1)
+    method = build(
+        "dprd",
+        where,
+        channels=None,
+        stage_weights=shares,
+        weight_displacement=2.0,
+        weight_distance=3.0,
+    )
+    student, teacher = pair(method, batch=3)
+    assert teacher is not None
+    labels = target(2, targets, batch=3)
+    expected = [torch.zeros(()), torch.zeros(())]
+    for share, tap in zip(shares, ("enc1", "enc2", "enc3", "bottleneck"), strict=True):
+        sides = student.features[tap], teacher.features[tap]
+        grid = sides[0].shape[2:]
+        inside = resize_target(labels, grid, targets == "regions") > 0
+        inside = inside.any(1, keepdim=True) if targets == "regions" else inside.unsqueeze(1)
+        size = [max(2, side // 4) for side in grid]
+        cells = [foreground_cells(side, inside, size)[0].flatten(1) for side in sides]
+        apart = [displacements(vectors) for vectors in cells]
+        for kind in (0, 1):
+            expected[kind] = expected[kind] + share * pair_loss(apart[0][kind], apart[1][kind], 1.0)
+    found = method(student, teacher, labels, at(99))
+    wanted = {"displacement": 2.0 * expected[0], "distance": 3.0 * expected[1]}
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_dprd_keeps_the_teachers_projection_and_can_do_without() -> None:
     method = build("dprd", context(2))
     assert all(not parameter.requires_grad for parameter in method.theirs.parameters())
@@ -338,6 +388,51 @@ def test_reco_context_pools_by_its_own_attention() -> None:
     shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = np.einsum("bv,bcv->bc", shares, feature.flatten(2).numpy())
     np.testing.assert_allclose(seen[0].detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_reco_compares_both_features_at_unit_scale(dims: int) -> None:
+    method = build("reco_kd", context(dims), weight_foreground=3.0, weight_context=2.0)
+    student, teacher = pair(method)
+    assert teacher is not None
+    labels = target(dims)
+    region, context_ = [], []
+    for stage, tap in enumerate(("enc1", "enc2")):
+        theirs = unit_scale(teacher.features[tap])
+        ours = resize(method.stages[stage].project(student.features[tap]), theirs.shape[2:])
+        ours = torch.stack([sample / sample.square().mean().sqrt() for sample in ours])
+        weights, _ = area_weights(resize_target(labels, theirs.shape[2:], False), 4, False)
+        region.append(region_loss(attended_error(ours, theirs, 0.5), weights))
+        context_.append((ours - theirs).square().mean())  # the blocks start at 0
+    found = method(student, teacher.map(lambda feature: 50.0 * feature), labels, at(99))
+    first, second = method.stage_weights
+    for name, each in (("foreground", region), ("context", context_)):
+        expected = {"foreground": 3.0, "context": 2.0}[name] * (first * each[0] + second * each[1])
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_reco_neither_sees_nor_drives_the_scale_of_the_student() -> None:
+    method = build("reco_kd", context(2, student=TEACHER))  # nothing is projected
+    student, teacher = pair(method)
+    terms = method(student, teacher, target(2), at(99))
+    larger = student.map(lambda feature: 100.0 * feature)
+    again = method(larger, teacher, target(2), at(99))
+    torch.testing.assert_close(again, terms, rtol=1e-3, atol=1e-6)
+    total(terms).backward()
+    for tap in method.student_taps():
+        feature = student.features[tap]
+        assert feature.grad is not None
+        for step, sample in zip(feature.grad, feature, strict=True):
+            along = (step * sample).sum() / step.norm() / sample.norm()
+            assert abs(along.item()) < 1e-4
+
+
+def test_reco_builds_context_blocks_only_for_their_term() -> None:
+    bare = build("reco_kd", context(2), weight_context=0.0)
+    assert {name.split(".")[2] for name, _ in bare.named_parameters()} == {"project"}
+    student, teacher = pair(bare)
+    total(bare(student, teacher, target(2), at(99))).backward()
+    assert all(parameter.grad is not None for parameter in bare.parameters())
 
 
 def test_reco_leaves_the_bottleneck_out_and_weighs_stages_by_their_voxels() -> None:

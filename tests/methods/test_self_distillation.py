@@ -15,6 +15,7 @@ from kdpipe.errors import ConfigError
 from kdpipe.methods import acw_skd, byot, dual_sd, frskd, ps_kd, uskd
 from kdpipe.methods._acw_modules import class_wise_feature
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
+from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.pyramids import Pyramid
 from kdpipe.terms.segmentation import dice_ce, focal_dice
 
@@ -218,6 +219,23 @@ def test_ps_kd_replaces_labels_of_a_cross_entropy_only() -> None:
     assert terms_of(build("ps_kd", other, labels="kept"))[1]["past"] > 0
     with pytest.raises(ConfigError, match="ps_kd: weight 2 times alpha"):
         build("ps_kd", where, weight=2.0)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+@pytest.mark.parametrize("targets", ["classes", "regions"])
+def test_ps_kd_terms_are_weight_and_share_times_their_loss(targets: str, epoch: int) -> None:
+    progress, share, regions = Progress(epoch, 4, 0, 8), 0.2 * (epoch + 1), targets == "regions"
+    method = build("ps_kd", context(2, targets), labels="kept", weight=3.0)
+    student, past = pair(method)
+    assert past is not None
+    labels = target(2, targets)
+    kept = logit_kl(student.logits, past.logits, 1.0, regions).mean()
+    found = method(student, past, labels, progress)
+    torch.testing.assert_close(found, {"past": 3.0 * share * kept})
+    method = build("ps_kd", context(2, targets), weight=0.5)
+    replaced = ps_kd.soft_label_shift(student.logits, past.logits, labels, share, regions)
+    found = method(student, past, labels, progress)
+    torch.testing.assert_close(found, {"past": 0.5 * replaced})
 
 
 # BYOT
