@@ -13,6 +13,9 @@ from torch import Tensor
 from kdpipe.errors import ConfigError
 from kdpipe.methods import cpkd, mskd
 from kdpipe.methods.base import Progress
+from kdpipe.terms.divergences import probabilities
+from kdpipe.terms.features import pool_to
+from kdpipe.terms.relations import shared_nodes
 
 DOUBLE = torch.float64
 
@@ -147,6 +150,39 @@ def test_nodes_by_label_are_means_and_a_sample_of_one_class_falls_back_to_patche
     torch.testing.assert_close(mixed, (first + second) / 2)
 
 
+def test_saliency_weighs_positive_parts_by_the_softmax_of_their_means() -> None:
+    feature = randn(2, 5, 4, 6)
+    positive = feature.numpy().clip(min=0)
+    means = positive.mean((2, 3))
+    weights = np.exp(means) / np.exp(means).sum(1, keepdims=True)
+    expected = (weights[:, :, None, None] * positive).sum(1)
+    np.testing.assert_allclose(mskd.saliency(feature)[:, 0].numpy(), expected, rtol=1e-9)
+
+
+def test_terms_are_means_over_the_layers_with_the_default_numbers() -> None:
+    method = build("mskd", context(2), ramp=0)
+    student, teacher = pair(method)
+    pairs = [(student.features[ours], teacher.features[theirs]) for ours, theirs in method.pairs]
+    terms = method(student, teacher, target(2), PROGRESS)
+    filtering = [mskd.filtering_loss(*both, kappa=0.6, gamma=0.6) for both in pairs]
+    torch.testing.assert_close(terms["ffd"], 0.5 * sum(filtering) / 3)
+    graphs = []
+    for ours, theirs in pairs:
+        graphs.append(mskd.graph_loss(*shared_nodes(ours, theirs, 16), hop=True))
+    torch.testing.assert_close(terms["rgd"], sum(graphs) / 3)
+
+
+def test_the_graph_has_the_cells_that_the_parameter_says() -> None:
+    taps = {"student_taps": ("penult",), "teacher_taps": ("penult",), "ramp": 0}
+    where = context(3)
+    student, teacher = pair(build("mskd", where, **taps))
+    ours, theirs = student.features["penult"], teacher.features["penult"]
+    for grid, cells in ((2, 2), (None, 8)):
+        found = build("mskd", where, grid=grid, **taps)(student, teacher, target(3), PROGRESS)
+        expected = mskd.graph_loss(*shared_nodes(ours, theirs, cells), hop=True)
+        torch.testing.assert_close(found["rgd"], expected)
+
+
 def test_unequal_lists_of_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="mskd: 1 student_taps and 0 teacher_taps"):
         build("mskd", context(3), student_taps=("penult",))
@@ -167,6 +203,28 @@ def test_terms_rise_over_the_first_fifth_and_logits_kd_does_not(name: str) -> No
 
 
 # CPKD
+
+
+@pytest.mark.parametrize("targets", ["classes", "regions"])
+def test_probabilities_are_softened_and_features_averaged_to_the_coarser_grid(
+    targets: str,
+) -> None:
+    method = build("cpkd", context(2, targets), space="prob", ramp=0)
+    student, teacher = pair(method)
+    soft = [
+        probabilities(outputs.logits, targets == "regions", 4.0) for outputs in (student, teacher)
+    ]
+    terms = method(student, teacher, target(2, targets), PROGRESS)
+    torch.testing.assert_close(terms["channel"], 10 * cpkd.channel_loss(*soft))
+    torch.testing.assert_close(terms["pixel"], cpkd.pixel_loss(*shared_nodes(*soft, 16)))
+
+    method = build("cpkd", context(2), space="feature", ramp=0, weight_pixel=0)
+    student, teacher = pair(method)
+    ours, theirs = student.features["penult"], teacher.features["penult"]
+    size = [min(sides) for sides in zip(ours.shape[2:], theirs.shape[2:], strict=True)]
+    expected = cpkd.channel_loss(method.adapter(pool_to(ours, size)), pool_to(theirs, size))
+    found = method(student, teacher, target(2), PROGRESS)["channel"]
+    torch.testing.assert_close(found, 10 * expected)
 
 
 def test_channels_are_correlated_as_numpy_does() -> None:

@@ -16,6 +16,8 @@ from kdpipe.methods import acw_skd, byot, dual_sd, frskd, ps_kd, uskd
 from kdpipe.methods._acw_modules import class_wise_feature
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.divergences import logit_kl
+from kdpipe.terms.features import resize, unit_scale
+from kdpipe.terms.masks import class_centres, class_masks
 from kdpipe.terms.pyramids import Pyramid
 from kdpipe.terms.segmentation import dice_ce, focal_dice
 
@@ -126,6 +128,46 @@ def test_acw_a_temperature_a_class_that_is_the_same_for_all_is_the_global_one(
     torch.testing.assert_close(one, each)
     other = acw_skd.tempered_kl(z, teacher, torch.tensor([3.0, 3.0, 3.0, 9.0]), regions)
     assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("targets", ["classes", "regions"])
+def test_acw_terms_are_put_together_from_their_parts(targets: str) -> None:
+    regions = targets == "regions"
+    method = build("acw_skd", context(2, targets), temperature="fixed", tau=3.0, ramp=0.6)
+    student, _ = pair(method)
+    labels = target(2, targets)
+    terms = method(student, None, labels, PROGRESS)
+
+    feature = unit_scale(student.features["penult"])
+    coarse = method.auxiliary(student.features[method.coarse_tap])
+    small = resize(coarse, feature.shape[2:])
+    masks = small.sigmoid() if regions else small.softmax(1)
+    centres, _ = class_centres(feature, masks)
+    logits, refined = method.self_teacher(feature, class_wise_feature(centres, masks))
+    logits = resize(logits, student.logits.shape[2:])
+    targets_of, _ = class_centres(refined, masks)
+    present = class_masks(labels, 4, regions).flatten(2).any(2)
+    ramp = 31 / 60
+    expected = {
+        "auxiliary": 0.4 * dice_ce(resize(coarse, student.logits.shape[2:]), labels),
+        "self_teacher": 0.5 * dice_ce(logits, labels),
+        "adversarial": ramp * 9 * logit_kl(student.logits, logits, 3.0, regions).mean(),
+        "class": ramp * acw_skd.class_pull(centres, targets_of, present),
+        "separation": ramp * 0.1 * acw_skd.class_separation(centres, present),
+    }
+    assert terms.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(terms[key], value)
+
+
+@pytest.mark.parametrize("targets", ["classes", "regions"])
+def test_acw_hard_masks_are_the_prediction(targets: str) -> None:
+    logits = drawn(2, 4, 6, 5)
+    masks = build("acw_skd", context(2, targets), mask="argmax")._masks(logits)
+    if targets == "regions":
+        assert torch.equal(masks, (logits.sigmoid() > 0.5).float())
+    else:
+        assert torch.equal(masks, F.one_hot(logits.argmax(1), 4).movedim(-1, 1).float())
 
 
 def test_acw_class_wise_feature_is_the_masked_mean() -> None:
