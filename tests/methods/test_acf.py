@@ -403,3 +403,16 @@ def test_a_batch_is_as_heavy_as_each_of_its_samples() -> None:
     scaled = larger.map(lambda tensor: 50.0 * tensor)
     first = method(student, larger, target(2), PROGRESS)
     torch.testing.assert_close(first, method(student, scaled, target(2), PROGRESS))
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"), [("hbd", "include_background"), ("acf_bckd", "hbd_background")]
+)
+def test_the_background_band_is_left_out_on_demand(name: str, switch: str) -> None:
+    method = build(name, context(2), **{switch: False})
+    student, teacher = pair(method)
+    labels = target(2)
+    terms = method(student, teacher, labels, Progress(0, 10, 0, 100))
+    expected = hbd_loss(student.logits, teacher.logits, labels, include_background=False)
+    torch.testing.assert_close(terms["hbd"], 4 * expected)
+    assert not torch.isclose(expected, hbd_loss(student.logits, teacher.logits, labels))
