@@ -49,12 +49,11 @@ def context(
 
     def specs(taps: dict[str, tuple[int, int]]) -> dict[str, TapSpec]:
         found = {name: TapSpec(c, (float(stride),) * dims) for name, (c, stride) in taps.items()}
-        return found | {"logits": TapSpec(classes, (1.0,) * dims, is_logits=True)}
+        logits = TapSpec(classes, (1.0,) * dims, is_logits=True)
+        last = {"dec2": logits} if taps is STUDENT else {}  # its output, as in a U-Net
+        return found | last | {"logits": logits}
 
-    ours = specs(student)
-    if student is STUDENT:  # its last decoder stage is its output, as in a U-Net
-        ours["dec2"] = ours["logits"]
-    return Context(classes, dims, ours, specs(teacher), targets)  # type: ignore[arg-type]
+    return Context(classes, dims, specs(student), specs(teacher), targets)  # type: ignore[arg-type]
 
 
 def outputs(

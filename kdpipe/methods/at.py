@@ -22,7 +22,9 @@ Provenance:
 - ours: the sum over voxels, and weight 1.
 
 Deviations: ACF-BCKD's code takes the *mean* over voxels with weight 200 a stage, which ties the
-    weight to the patch: ``{at: {reduction: mean, weight: 200}}`` is that row.
+    weight to the patch: ``{at: {reduction: mean, weight: 200}}`` is that row. For a teacher whose
+    last stage is not its logits (SegResNet) it also has the student's logits copy that stage's
+    attention, at a weight of 0.0002 in our form; here logits are paired with logits or not at all.
 """
 
 from __future__ import annotations

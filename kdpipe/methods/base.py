@@ -115,13 +115,15 @@ class Context:
         """Return (student tap, teacher tap) of all stages that both have, encoder to decoder.
 
         Encoder stages and decoder stages are paired from the finest on; the bottleneck with the
-        bottleneck. Grids and channels of a pair may differ.
+        bottleneck. Grids and channels of a pair may differ. A stage that is the logits has a
+        partner only in one that is the logits too.
         """
         pairs = list(zip(self.encoders("student"), self.encoders("teacher"), strict=False))
         if "bottleneck" in self.student and "bottleneck" in self.teacher:
             pairs.append(("bottleneck", "bottleneck"))
         ours, theirs = self.decoders("student")[::-1], self.decoders("teacher")[::-1]
-        return pairs + list(zip(ours, theirs, strict=False))[::-1]
+        pairs += list(zip(ours, theirs, strict=False))[::-1]
+        return [(s, t) for s, t in pairs if self.student[s].is_logits == self.teacher[t].is_logits]
 
     def _taps(self, side: Side) -> Mapping[str, TapSpec]:
         return self.student if side == "student" else self.teacher

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import build, context, pair, target, total
+from fakes import STUDENT, build, context, pair, target, total
 from torch import Tensor
 
 from kdpipe import discover
@@ -97,10 +97,17 @@ def test_at_is_its_weight_times_the_sum_over_all_stages(dims: int) -> None:
         ("enc1", "enc1"),
         ("enc2", "enc2"),
         ("bottleneck", "bottleneck"),
-        ("dec1", "dec2"),
-        ("dec2", "dec3"),
+        ("dec1", "dec2"),  # not dec2 with dec3: the student's are its logits, the teacher's not
     ]
     each = [at_loss(student.features[ours], teacher.features[theirs]) for ours, theirs in stages]
     assert min(loss.item() for loss in each) > 0.1
     found = method(student, teacher, target(dims), LATE)
     torch.testing.assert_close(found, {"at": 3.0 * torch.stack(each).sum()})
+
+
+def test_logits_are_compared_with_logits_or_not_at_all() -> None:
+    unlike = context(3)
+    assert unlike.student["dec2"].is_logits
+    assert ("dec2", "dec3") not in unlike.stage_pairs()
+    both = context(3, student=STUDENT, teacher=STUDENT)
+    assert both.stage_pairs()[-1] == ("dec2", "dec2")
