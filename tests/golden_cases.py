@@ -90,7 +90,7 @@ def _hlfd_method(x: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
     ]
     unused = {tap: TapSpec(1, (1.0,)) for tap in ("bottleneck", "enc1", "dec4")}
     context = Context(logits.shape[1], logits.ndim - 2, unused | shapes[0], unused | shapes[1])
-    params = hlfd.Params(adapters="frozen", normalisation="published")
+    params = hlfd.Params(adapters="frozen", normalisation="published", scale="raw")
     method = hlfd.Method(params, context)
     weights = {
         f"adapters.{key.removeprefix(start)}.{name}": tensor

@@ -42,7 +42,8 @@ Deviations: The published losses, weights and layers are unknown, so this is a r
     with a warning. The ablations are ``frm``, ``temperature`` (adversarial, plainly learnable or
     fixed at ``tau``), ``scope``, ``mask`` and the weights. Overlapping regions have sigmoid
     masks, Bernoulli divergences, summed, and no class for the background; nested regions share
-    voxels, so their centres cannot part fully.
+    voxels, so their centres cannot part fully. Where divergences grow with the temperature, it
+    drifts to ``start + span``; it is logged, and ``span: 4`` bounds it lower.
 """
 
 from __future__ import annotations
@@ -201,6 +202,7 @@ class Method(Distiller):
             logits, refined = self.self_teacher(feature, class_wise_feature(centres, masks))
             logits = resize(logits, size)
         present = class_masks(target, self.context.num_classes, self.regions).flatten(2).any(2)
+        present = present & (centres.detach().norm(dim=2) > _DEAD)
 
         def adversarial() -> Tensor:
             temperature = self._temperature(progress).to(logits)

@@ -15,27 +15,31 @@ Equation:
 
     R_{kl} = Pearson_v(u_k, u_l), \quad Q_{ij} = \cos(v_i, v_j)
 
-    u: \text{logits at all voxels}, \quad v: \text{the same at } n \text{ pooled places}
+    u: \text{centred logits at all voxels}, \quad v: \text{the same at } n \text{ pooled places}
 
-Taps: logits of both. With ``space: feature``, and for the pixel term of three or fewer classes,
+Taps: logits of both. With ``space: feature``, and for the pixel term of one or two channels,
     ``penult`` of both (``student_tap``, ``teacher_tap``) on the coarser of the two grids.
 
 Provenance:
 - stated: correlation between channels and correlation between pixels, for semantics between and
   within classes; the boundary (HD95) is where it is said to gain most.
-- ours: the matrices themselves, raw logits as the space, uncentred pixels, pooling to 16² or 8³
-  places, weights 10 and 1, the ramp over a fifth of the training, the boundary option, KD off.
+- ours: the matrices themselves, logits less their mean over the classes as the space, pooling to
+  16² or 8³ places, weights 3 and 1 (the channel term's gradient then starts about as large as the
+  segmentation loss's), the ramp over a fifth of the training, the boundary option, KD off.
 
 Deviations: Both matrices are blind to a joint permutation of the classes (the pixels' even to any
-    rotation), so they teach nothing without the segmentation loss. Vectors of two or three scores
-    are nearly collinear and their cosines have no gradient to speak of: with three or fewer
-    channels of logits the pixel term works on the feature, and says so. A single region correlates
-    with nothing: its channel term is 0. The row-wise correlation of teacher with student, another
-    way to read the abstract, is DIST. ``space: prob`` softens by ``tau_prob`` because the gradient
-    of a saturated student vanishes. ``space: feature`` trains a 1×1 projection of the student for
-    the channel term, where widths differ. With ``boundary: true`` the places are drawn within three
-    voxels of a boundary of the teacher's prediction; where these are too few, the rest is drawn
-    elsewhere. Overlapping regions: sigmoid instead of softmax, all else the same.
+    rotation), so they teach nothing without the segmentation loss. A softmax does not see what is
+    added to all logits of a voxel, correlations do: logits are centred over the classes first.
+    Centred scores of two classes mirror each other: there the channel term is left out and the
+    pixel term works on the feature, with a warning, as it does for one or two regions. Channels of
+    a feature are standardised over the voxels, or what all places share would hide how they differ.
+    A single region correlates with nothing: its channel term is 0. The row-wise correlation of
+    teacher with student, another way to read the abstract, is DIST. ``space: prob`` softens by
+    ``tau_prob`` because the gradient of a saturated student vanishes. ``space: feature`` trains a
+    1×1 projection of the student for the channel term, where widths differ. With ``boundary: true``
+    the places are drawn within three voxels of a boundary of the teacher's prediction; where these
+    are too few, the rest is drawn elsewhere. Overlapping regions: sigmoid instead of softmax, all
+    else the same.
 """
 
 from __future__ import annotations
@@ -52,22 +56,22 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.methods.kd import kd_loss
 from kdpipe.terms.adapters import matching
 from kdpipe.terms.divergences import probabilities
-from kdpipe.terms.features import common_size, pool_to
+from kdpipe.terms.features import channel_standardised, common_size, pool_to
 from kdpipe.terms.relations import cosine_gram, default_grid, pearson_gram, shared_nodes
 from kdpipe.terms.weights import weighted
 
 logger = logging.getLogger(__name__)
 
 Space = Literal["logit", "prob", "feature"]
-#: with this many channels or fewer, the scores of all pixels are nearly collinear
-_FEW = 3
+#: with this many channels or fewer, the scores of all pixels are collinear
+_FEW = 2
 
 
 class Params(Parameters):
     """Space, places and weights."""
 
     space: Literal["logit", "prob", "feature"] = Field("logit", description="what is correlated")
-    weight_channel: float = Field(10.0, ge=0)
+    weight_channel: float = Field(3.0, ge=0)
     weight_pixel: float = Field(1.0, ge=0)
     weight_kd: float = Field(0.0, ge=0, description="of logits KD")
     tau: float = Field(4.0, gt=0, description="temperature of logits KD")
@@ -142,6 +146,10 @@ class Method(Distiller):
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
         self.grid = params.grid or default_grid(context.spatial_dims)
+        self.weight_channel: float = params.weight_channel
+        if context.num_classes == 2 and not self.regions and params.space != "feature":
+            logger.warning("cpkd: two classes mirror each other, so there is no channel term")
+            self.weight_channel = 0.0
         self.pixel_space: Space = params.space
         if context.num_classes <= _FEW and params.space != "feature" and params.weight_pixel:
             logger.warning(
@@ -185,7 +193,7 @@ class Method(Distiller):
             return kd_loss(student.logits, teacher.logits, params.tau, self.regions)
 
         return weighted(
-            channel=(params.weight_channel * ramp, channel),
+            channel=(self.weight_channel * ramp, channel),
             pixel=(params.weight_pixel * ramp, pixel),
             kd=(params.weight_kd, logits),
         )
@@ -193,13 +201,16 @@ class Method(Distiller):
     def _maps(self, student: Outputs, teacher: Outputs, space: Space) -> tuple[Tensor, Tensor]:
         """Return what is correlated, on one grid."""
         if space == "logit":
-            return student.logits, teacher.logits
+            if self.regions:
+                return student.logits, teacher.logits
+            return tuple(z - z.mean(1, keepdim=True) for z in (student.logits, teacher.logits))
         if space == "prob":
             how = self.regions, self.params.tau_prob
             return probabilities(student.logits, *how), probabilities(teacher.logits, *how)
         ours = student.features[self.params.student_tap]
         theirs = teacher.features[self.params.teacher_tap]
         size = common_size(ours, theirs)
+        ours, theirs = channel_standardised(ours), channel_standardised(theirs)
         return pool_to(ours, size), pool_to(theirs, size)
 
     def _places(self, student: Tensor, teacher: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,10 +44,10 @@ Deviations: The public code draws new random 1×1 adapters in every step and tra
     divergence is divided by half the number of elements, whatever the channels; this is
     ``normalisation: published`` and the same for two classes. In ``deep_kd`` the code compares the
     student's d5 with itself; here with the teacher's. ``attn_kd`` is published with weight 1, it
-    has no pixel level. At the pixel level a decoder stage of the teacher stands for logits as it
-    is: where it is a raw sum of residual blocks, its softmax is nearly one-hot and the term grows
-    with its scale, but its gradient on a projected voxel does not (2 tau at most). Regions: logits
-    are Bernoulli distributions, features stay softmaxes.
+    has no pixel level. At the pixel level a decoder stage stands for logits, scaled to a root mean
+    square of 1: the published networks normalise their stages, others sum them up (SegResNet),
+    whose softmax is nearly one-hot (``scale: raw`` leaves them). Regions: logits are Bernoulli
+    distributions, features stay softmaxes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ from kdpipe.errors import ConfigError
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress, Side
 from kdpipe.methods.kd import kd_loss
 from kdpipe.terms.adapters import pointwise
-from kdpipe.terms.features import attention_distance, common_size, resize, resized_attention
+from kdpipe.terms.features import (
+    attention_distance,
+    common_size,
+    resize,
+    resized_attention,
+    unit_scale,
+)
 from kdpipe.terms.stages import decoder_stages, encoder_stages
 from kdpipe.terms.weights import weighted
 
@@ -90,6 +96,9 @@ class Params(Parameters):
     weight_feature: float = Field(0.9, ge=0, description="of the feature level")
     adapters: Literal["trained", "frozen"] = Field(
         "trained", description="frozen: random, and on the teacher's side of a combination"
+    )
+    scale: Literal["unit", "raw"] = Field(
+        "unit", description="of stages at the pixel level: root mean square 1, or as they are"
     )
     normalisation: Literal["voxels", "published"] = Field(
         "voxels", description="mean over voxels, or over half the number of elements"
@@ -233,7 +242,9 @@ class Method(Distiller):
     def _pixel(self, flow: Flow, adapter: nn.Module, student: Outputs, teacher: Outputs) -> Tensor:
         params = self.params
         on: Side = "teacher"
-        ours, theirs = _joined_stages(student, flow.ours), _joined_stages(teacher, flow.theirs)
+        unit = params.scale == "unit"
+        ours = _joined_stages(student, flow.ours, unit)
+        theirs = _joined_stages(teacher, flow.theirs, unit)
         if self._projects_teacher(flow):
             theirs, on = adapter(theirs), "student"
         else:  # resizing commutes with the adapter: first whatever makes the grid coarser
@@ -275,8 +286,11 @@ class Method(Distiller):
         return (*(stages or decoder_stages(self.context, side)), "logits")
 
 
-def _joined_stages(outputs: Outputs, taps: Taps) -> Tensor:
-    return joined([outputs.logits if tap == "logits" else outputs.features[tap] for tap in taps])
+def _joined_stages(outputs: Outputs, taps: Taps, unit: bool = False) -> Tensor:
+    scaled = unit_scale if unit else (lambda feature: feature)
+    return joined(
+        [outputs.logits if tap == "logits" else scaled(outputs.features[tap]) for tap in taps]
+    )
 
 
 def _features(groups: Iterable[Taps]) -> Taps:

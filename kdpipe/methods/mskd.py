@@ -13,8 +13,7 @@ Equation:
 .. math::
 
     L = \frac{r(t)}{|\ell|} \sum_\ell \Big( w_F\, mean_v\, W_v (Z^s_v - Z^t_v)^2
-        + w_R \big( mean (E^s - E^t)^2 + mean (A^s E^s - A^t E^t)^2
-        + mean_i (1 - \langle \hat v^s_i, \hat v^t_i \rangle) \big) \Big)
+        + w_R \big( mean (E^s - E^t)^2 + mean (A^s E^s - A^t E^t)^2 \big) \Big)
 
     Z = standardised \sum_c softmax_c(mean_v F^+)\, F^+, \quad F^+ = ReLU(F), \quad
     W = u^\gamma / mean(u^\gamma)
@@ -31,17 +30,21 @@ Provenance:
   parameters; Synapse and KiTS.
 - code: a third party's unfinished draft (ACF-BCKD) has ReLU, channel weights by softmax of the
   average, the two-sided filter, exponent 0.6, and pooled patches as nodes with their distance.
-- ours: the standardised map, kappa 0.6, the graph's edges, the hop as our reading of "higher
-  order", the layers, weights 0.5 and 1, the ramp over a fifth of the training, KD switched off.
+- ours: the standardised map, kappa 0.6, the graph's edges between nodes of standardised channels,
+  the hop as our reading of "higher order", the layers, weights 0.5 and 1, the ramp over a fifth of
+  the training, KD switched off.
 
 Deviations: Not to be confused with the multi-scale distillation, also called MSKD, of LCOV-Net
     (Zhao Qianfei et al., TMI 2023), nor with multi-teacher MSKD. In the draft the map is not
     centred, so its filter at 0.5 keeps everything; and its mean over channels ties the map to the
-    width: both are mended. Nodes themselves are compared where widths agree, elsewhere only with
-    ``node_adapter: true``, which trains a 1×1 projection. With ``region: class`` the nodes are
-    means within the labels (overlapping regions have one each); a sample with fewer than two falls
-    back to patches. It is not said of what the published gain of up to 18.56 % is a share; in
-    this line of work such numbers are relative.
+    width: both are mended. Features are scaled to a root mean square of 1 before the softmax of
+    their channels, and each channel is standardised over the voxels before patches are compared, as
+    otherwise what all places share hides how they differ. Nodes themselves (mean of 1 minus their
+    cosine) are compared only with ``node_adapter: true``, which trains a 1×1 projection, since
+    channel i of the one network has nothing to do with channel i of the other. With ``region:
+    class`` the nodes are means within the labels (overlapping regions have one each); a sample with
+    fewer than two falls back to patches. It is not said of what the published gain of up to 18.56 %
+    is a share; in this line of work such numbers are relative.
 """
 
 from __future__ import annotations
@@ -55,11 +58,18 @@ from torch import Tensor, nn
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.methods.kd import kd_loss
-from kdpipe.terms.adapters import matching
-from kdpipe.terms.features import common_size, normalised, pool_to, resize
+from kdpipe.terms.adapters import pointwise
+from kdpipe.terms.features import (
+    channel_standardised,
+    common_size,
+    normalised,
+    pool_to,
+    resize,
+    unit_scale,
+)
 from kdpipe.terms.masks import class_centres, class_masks, resize_target
 from kdpipe.terms.relations import cosine_gram, default_grid
-from kdpipe.terms.stages import chosen_pairs
+from kdpipe.terms.stages import chosen_pairs, decoder_stages
 from kdpipe.terms.weights import weighted
 
 _EPS = 1e-6
@@ -88,7 +98,7 @@ class Params(Parameters):
         None, ge=1, description="cells a side at most; null: 16 in 2D, 8 in 3D"
     )
     hop: bool = Field(True, description="compare the graphs after a step of message passing too")
-    node_adapter: bool = Field(False, description="compare nodes of different width, projected")
+    node_adapter: bool = Field(False, description="compare nodes too, the student's projected")
     ramp: float = Field(0.2, ge=0, le=1, description="share of the training that ffd, rgd rise in")
 
 
@@ -136,8 +146,9 @@ def filtering_loss(student: Tensor, teacher: Tensor, kappa: float, gamma: float)
         kappa: see `decided`.
         gamma: see `decided`.
     """
-    theirs = standardised(saliency(teacher.detach()).flatten(1))
-    ours = standardised(resize(saliency(student), teacher.shape[2:]).flatten(1))
+    theirs = standardised(saliency(unit_scale(teacher.detach())).flatten(1))
+    ours = saliency(unit_scale(student))
+    ours = standardised(resize(ours, teacher.shape[2:]).flatten(1))
     return (decided(theirs, kappa, gamma) * (ours - theirs).pow(2)).mean()
 
 
@@ -177,8 +188,8 @@ class Method(Distiller):
         self.adapters = nn.ModuleDict()
         for index, (ours, theirs) in enumerate(self.pairs):
             widths = context.tap("student", ours).channels, context.tap("teacher", theirs).channels
-            if widths[0] == widths[1] or (params.node_adapter and params.weight_rgd):
-                self.adapters[str(index)] = matching(context.spatial_dims, *widths)
+            if params.node_adapter and params.weight_rgd:
+                self.adapters[str(index)] = pointwise(context.spatial_dims, *widths)
 
     def student_taps(self) -> tuple[str, ...]:
         """The student's layers."""
@@ -229,9 +240,11 @@ class Method(Distiller):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield nodes ``(b, c, n)`` of both: of the batch at once, or of each sample."""
         size = [min(self.grid, side) for side in common_size(student, teacher)]
-        patches = pool_to(student, size).flatten(2), pool_to(teacher, size).flatten(2)
+        patches = [
+            pool_to(channel_standardised(each), size).flatten(2) for each in (student, teacher)
+        ]
         if self.params.region == "patch":
-            yield patches
+            yield patches[0], patches[1]
             return
         (ours, seen), (theirs, known) = (self._centres(each, target) for each in (student, teacher))
         for sample, both in enumerate(seen & known):
@@ -248,6 +261,6 @@ class Method(Distiller):
 
 def _default_pairs(context: Context) -> list[tuple[str, str]]:
     """The default layers; of a network with a single decoder stage, that stage."""
-    ours, theirs = (context.decoders(side)[-2:][:1] for side in ("student", "teacher"))
+    ours, theirs = (decoder_stages(context, side)[-2:][:1] for side in ("student", "teacher"))
     middle = zip(ours, theirs, strict=False)
     return [("bottleneck", "bottleneck"), *middle, ("penult", "penult")]

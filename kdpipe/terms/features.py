@@ -104,3 +104,14 @@ def unit_scale(feature: Tensor, constant: bool = True) -> Tensor:
     given = feature.detach() if constant else feature
     square = given.square().mean(dim=tuple(range(1, feature.ndim)), keepdim=True)
     return feature / (square + 1e-6).sqrt()
+
+
+def channel_standardised(feature: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return ``(B, c, *S)`` with mean 0 and variance 1 over the voxels of each channel and sample.
+
+    Without it, what all places have in common dominates their cosines. A channel that is constant
+    becomes 0.
+    """
+    dims = tuple(range(2, feature.ndim))
+    centred = feature - feature.mean(dims, keepdim=True)
+    return centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt()

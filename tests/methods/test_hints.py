@@ -21,12 +21,6 @@ TAUGHT = [
     if name not in {"none", "sum"} and discover.attribute("methods", name, "needs_teacher", True)
 ]
 
-#: whose terms see the scale of the teacher's features, and why that is harmless
-SCALED = {
-    "hlfd": "the gradient of a divergence is bounded by its temperature",
-    "mskd": "only which channels its map holds; the map itself is standardised",
-}
-
 
 def scaled(outputs: Outputs, factor: float) -> Outputs:
     """The same outputs with larger features; logits are what they are."""
@@ -42,7 +36,7 @@ def terms(method: Distiller, student: Outputs, teacher: Outputs | None) -> dict[
     return copy.deepcopy(method)(student, teacher, target(method.context.spatial_dims), LATE)
 
 
-@pytest.mark.parametrize("name", [name for name in TAUGHT if name not in SCALED])
+@pytest.mark.parametrize("name", TAUGHT)
 def test_a_teacher_of_larger_features_is_the_same_teacher(name: str) -> None:
     method = build(name, context(2))
     student, teacher = pair(method)

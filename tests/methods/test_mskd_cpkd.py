@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kdpipe.errors import ConfigError
 from kdpipe.methods import cpkd, mskd
-from kdpipe.methods.base import Progress
+from kdpipe.methods.base import Outputs, Progress
 from kdpipe.terms.divergences import probabilities
-from kdpipe.terms.features import pool_to
+from kdpipe.terms.features import channel_standardised, pool_to
 from kdpipe.terms.relations import shared_nodes
 
 DOUBLE = torch.float64
@@ -103,16 +103,20 @@ def test_other_widths_need_no_parameters_unless_nodes_are_to_be_compared() -> No
     assert terms["rgd"] > plain(student, teacher, target(3), PROGRESS)["rgd"]
 
 
-def test_nodes_of_equal_width_are_compared_without_a_parameter() -> None:
+def test_nodes_of_equal_width_are_compared_on_demand_only() -> None:
     wide = {"bottleneck": (8, 4), "dec1": (4, 1), "penult": (8, 2)}
-    method = build("mskd", context(2, student=wide, teacher=wide), weight_ffd=0, hop=False)
-    student, teacher = pair(method)
+    where = context(2, student=wide, teacher=wide)
+    without = build("mskd", where, weight_ffd=0, hop=False)
+    assert not list(without.parameters())
+    student, teacher = pair(without)
     with torch.no_grad():
-        for tap, feature in student.features.items():  # a rotation: the same edges, other nodes
-            feature.copy_(-teacher.features[tap])
-    value = method(student, teacher, target(2), PROGRESS)["rgd"].item()
-    assert not list(method.parameters())
-    assert value == pytest.approx(2.0, abs=1e-4)
+        for tap, feature in student.features.items():  # the same edges, channels in another order
+            feature.copy_(teacher.features[tap].flip(1))
+    value = without(student, teacher, target(2), PROGRESS)["rgd"].item()
+    assert value == pytest.approx(0.0, abs=1e-5)
+    asked = build("mskd", where, weight_ffd=0, hop=False, node_adapter=True)
+    assert len(list(asked.parameters())) == 3
+    assert asked(student, teacher, target(2), PROGRESS)["rgd"].item() > 0.5
 
 
 def test_default_layers_are_bottleneck_the_stage_before_the_finest_and_penult() -> None:
@@ -168,6 +172,7 @@ def test_terms_are_means_over_the_layers_with_the_default_numbers() -> None:
     torch.testing.assert_close(terms["ffd"], 0.5 * sum(filtering) / 3)
     graphs = []
     for ours, theirs in pairs:
+        ours, theirs = channel_standardised(ours), channel_standardised(theirs)
         graphs.append(mskd.graph_loss(*shared_nodes(ours, theirs, 16), hop=True))
     torch.testing.assert_close(terms["rgd"], sum(graphs) / 3)
 
@@ -176,7 +181,8 @@ def test_the_graph_has_the_cells_that_the_parameter_says() -> None:
     taps = {"student_taps": ("penult",), "teacher_taps": ("penult",), "ramp": 0}
     where = context(3)
     student, teacher = pair(build("mskd", where, **taps))
-    ours, theirs = student.features["penult"], teacher.features["penult"]
+    ours = channel_standardised(student.features["penult"])
+    theirs = channel_standardised(teacher.features["penult"])
     for grid, cells in ((2, 2), (None, 8)):
         found = build("mskd", where, grid=grid, **taps)(student, teacher, target(3), PROGRESS)
         expected = mskd.graph_loss(*shared_nodes(ours, theirs, cells), hop=True)
@@ -215,16 +221,17 @@ def test_probabilities_are_softened_and_features_averaged_to_the_coarser_grid(
         probabilities(outputs.logits, targets == "regions", 4.0) for outputs in (student, teacher)
     ]
     terms = method(student, teacher, target(2, targets), PROGRESS)
-    torch.testing.assert_close(terms["channel"], 10 * cpkd.channel_loss(*soft))
+    torch.testing.assert_close(terms["channel"], 3 * cpkd.channel_loss(*soft))
     torch.testing.assert_close(terms["pixel"], cpkd.pixel_loss(*shared_nodes(*soft, 16)))
 
     method = build("cpkd", context(2), space="feature", ramp=0, weight_pixel=0)
     student, teacher = pair(method)
-    ours, theirs = student.features["penult"], teacher.features["penult"]
+    ours = channel_standardised(student.features["penult"])
+    theirs = channel_standardised(teacher.features["penult"])
     size = [min(sides) for sides in zip(ours.shape[2:], theirs.shape[2:], strict=True)]
     expected = cpkd.channel_loss(method.adapter(pool_to(ours, size)), pool_to(theirs, size))
     found = method(student, teacher, target(2), PROGRESS)["channel"]
-    torch.testing.assert_close(found, 10 * expected)
+    torch.testing.assert_close(found, 3 * expected)
 
 
 def test_channels_are_correlated_as_numpy_does() -> None:
@@ -251,24 +258,48 @@ def test_scale_is_not_seen_nor_a_joint_relabelling_and_pixels_see_no_relabelling
 
 @pytest.mark.parametrize(
     ("classes", "targets", "falls"),
-    [(2, "classes", True), (3, "regions", True), (4, "classes", False)],
+    [(2, "classes", True), (2, "regions", True), (3, "regions", False), (3, "classes", False)],
 )
 def test_few_classes_fall_back_to_the_feature_for_pixels_and_say_so(
     caplog: pytest.LogCaptureFixture, classes: int, targets: str, falls: bool
 ) -> None:
     with caplog.at_level(logging.WARNING):
         method = build("cpkd", context(3, targets, classes=classes), ramp=0, grid=2)
-    assert ("cpkd: " in caplog.text and "feature 'penult'" in caplog.text) == falls
+    mirrored = targets == "classes" and classes == 2
+    assert ("no channel term" in caplog.text) == mirrored
+    assert ("feature 'penult'" in caplog.text) == falls
     assert method.student_taps() == method.teacher_taps() == (("penult",) if falls else ())
     assert not list(method.parameters())
     student, teacher = pair(method)
     terms = method(student, teacher, target(3, targets, classes), PROGRESS)
-    source = [each.features["penult"] if falls else each.logits for each in (student, teacher)]
-    nodes = [torch.nn.functional.adaptive_avg_pool3d(each, 2).flatten(2) for each in source]
+    logits = [each.logits for each in (student, teacher)]
+    if targets == "classes":
+        logits = [each - each.mean(1, keepdim=True) for each in logits]
+    features = [
+        channel_standardised(each.features["penult"]) for each in (student, teacher) if falls
+    ]
+    nodes = [
+        torch.nn.functional.adaptive_avg_pool3d(each, 2).flatten(2) for each in features or logits
+    ]
     torch.testing.assert_close(terms["pixel"], cpkd.pixel_loss(*nodes))
-    torch.testing.assert_close(
-        terms["channel"], 10.0 * cpkd.channel_loss(student.logits, teacher.logits)
+    assert ("channel" in terms) != mirrored
+    if not mirrored:
+        torch.testing.assert_close(terms["channel"], 3.0 * cpkd.channel_loss(*logits))
+
+
+@pytest.mark.parametrize("boundary", [False, True])
+def test_what_a_softmax_does_not_see_is_not_correlated_either(boundary: bool) -> None:
+    method = build("cpkd", context(3), ramp=0, boundary=boundary)
+    student, teacher = pair(method)
+    offset = torch.randn(
+        2, 1, *student.logits.shape[2:], generator=torch.Generator().manual_seed(9)
     )
+    moved = Outputs(student.logits + 5 * offset, student.features)
+    torch.manual_seed(0)
+    expected = method(student, teacher, target(3), PROGRESS)
+    torch.manual_seed(0)
+    found = method(moved, teacher, target(3), PROGRESS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_feature_space_projects_the_student_for_the_channel_term_only() -> None:
