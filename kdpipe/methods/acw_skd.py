@@ -59,12 +59,12 @@ from torch import Tensor, nn
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
 from kdpipe.methods._acw_modules import SelfTeacher, class_wise_feature
+from kdpipe.methods._stages import decoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import AdversarialTemperature, block, pointwise
 from kdpipe.terms.divergences import bernoulli_kl, probabilities, soft_kl
 from kdpipe.terms.features import resize, unit_scale
 from kdpipe.terms.masks import class_centres, class_masks
-from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import half_cosine, weighted
 
 _logger = logging.getLogger(__name__)

@@ -34,9 +34,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
+from kdpipe.methods._stages import chosen_pairs
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.features import attention, attention_distance, resize
-from kdpipe.terms.stages import chosen_pairs
 from kdpipe.terms.weights import weighted
 
 

@@ -48,10 +48,10 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
+from kdpipe.methods._stages import chosen_pairs, encoder_pairs
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import matching
 from kdpipe.terms.features import common_size, pool_to, unit_scale
-from kdpipe.terms.stages import chosen_pairs, encoder_pairs
 from kdpipe.terms.wavelets import filter_bank, fitting_levels, sub_bands
 from kdpipe.terms.weights import half_cosine, weighted
 

@@ -46,11 +46,11 @@ from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import chosen_pairs, deepest_weights, encoder_pairs
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import matching
 from kdpipe.terms.features import common_size, pool_to
 from kdpipe.terms.masks import resize_target
-from kdpipe.terms.stages import chosen_pairs, deepest_weights, encoder_pairs
 from kdpipe.terms.weights import weighted
 
 

@@ -48,10 +48,10 @@ from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import chosen_pairs, encoder_pairs
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.features import attention, pool_to, unit_map
 from kdpipe.terms.relations import cosine_gram
-from kdpipe.terms.stages import chosen_pairs, encoder_pairs
 from kdpipe.terms.weights import weighted
 
 

@@ -46,11 +46,11 @@ from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import decoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.features import resize, unit_scale
-from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)

@@ -43,12 +43,12 @@ from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import decoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import logit_kl
 from kdpipe.terms.features import attention, attention_distance, resize
 from kdpipe.terms.pyramids import Pyramid
-from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import exponential_ramp, weighted
 
 

@@ -60,6 +60,7 @@ from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import decoder_stages, encoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress, Side
 from kdpipe.methods.kd import kd_loss
 from kdpipe.terms.adapters import pointwise
@@ -70,7 +71,6 @@ from kdpipe.terms.features import (
     resized_attention,
     unit_scale,
 )
-from kdpipe.terms.stages import decoder_stages, encoder_stages
 from kdpipe.terms.weights import weighted
 
 Taps = tuple[str, ...]

@@ -56,6 +56,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
+from kdpipe.methods._stages import chosen_pairs, decoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.methods.kd import kd_loss
 from kdpipe.terms.adapters import pointwise
@@ -69,7 +70,6 @@ from kdpipe.terms.features import (
 )
 from kdpipe.terms.masks import class_centres, class_masks, resize_target
 from kdpipe.terms.relations import cosine_gram, default_grid
-from kdpipe.terms.stages import chosen_pairs, decoder_stages
 from kdpipe.terms.weights import weighted
 
 _EPS = 1e-6

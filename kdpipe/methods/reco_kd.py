@@ -55,11 +55,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdpipe.discover import Field, Parameters
+from kdpipe.methods._stages import chosen_pairs, decaying_weights, encoder_pairs
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import matching, pointwise
 from kdpipe.terms.features import resize, unit_scale
 from kdpipe.terms.masks import area_weights, resize_target
-from kdpipe.terms.stages import chosen_pairs, decaying_weights, encoder_pairs
 from kdpipe.terms.weights import weighted
 
 

@@ -48,11 +48,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
+from kdpipe.methods._stages import decoder_stages
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import target_margin, without_target
 from kdpipe.terms.features import resize, unit_scale
-from kdpipe.terms.stages import decoder_stages
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)

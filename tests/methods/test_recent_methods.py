@@ -11,13 +11,13 @@ from fakes import TEACHER, build, context, pair, target, total
 from torch import Tensor
 
 from kdpipe.errors import ConfigError
+from kdpipe.methods._stages import deepest_weights
 from kdpipe.methods.base import Progress
 from kdpipe.methods.dcd import dcd_loss
 from kdpipe.methods.dprd import displacements, foreground_cells, pair_loss
 from kdpipe.methods.reco_kd import ContextBlock, attended_error, attention, region_loss
 from kdpipe.terms.features import pool_to, resize, unit_scale
 from kdpipe.terms.masks import area_weights, resize_target
-from kdpipe.terms.stages import deepest_weights
 from kdpipe.terms.wavelets import filter_bank, fitting_levels, sub_bands
 from kdpipe.terms.weights import half_cosine
 

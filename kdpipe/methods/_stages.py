@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from kdpipe.errors import ConfigError
-
-if TYPE_CHECKING:
-    from kdpipe.methods.base import Context, Side
+from kdpipe.methods.base import Context, Side
 
 Pairs = list[tuple[str, str]]
 
