@@ -29,7 +29,8 @@ def test_canonical_form_ignores_the_order_of_keys() -> None:
 
 def test_closure_of_a_method_holds_its_shared_terms_and_nothing_of_other_methods() -> None:
     closure = import_closure(["kdpipe.methods.cwd"])
-    assert closure == {"kdpipe.methods.cwd", "kdpipe.methods.base", "kdpipe.methods.terms"}
+    terms = {f"kdpipe.terms.{name}" for name in ("divergences", "segmentation", "weights")}
+    assert closure == {"kdpipe.methods.cwd", "kdpipe.methods.base", *terms}
 
 
 def test_closure_of_training_reaches_lazy_imports_but_no_other_stage() -> None:
@@ -42,12 +43,9 @@ def test_closure_of_training_reaches_lazy_imports_but_no_other_stage() -> None:
 
 def test_relative_imports_count(copy: tuple[Path, Callable[[], ModuleType]]) -> None:
     package, load = copy
-    (package / "methods" / "mine.py").write_text("from .terms import soft_kl\nfrom . import base\n")
-    assert load().import_closure(["kdpipe.methods.mine"]) == {
-        "kdpipe.methods.mine",
-        "kdpipe.methods.terms",
-        "kdpipe.methods.base",
-    }
+    (package / "methods" / "mine.py").write_text("from .cwd import cwd_loss\nfrom . import base\n")
+    of_cwd = import_closure(["kdpipe.methods.cwd"])
+    assert load().import_closure(["kdpipe.methods.mine"]) == {"kdpipe.methods.mine", *of_cwd}
 
 
 def test_an_unknown_module_is_an_error() -> None:
@@ -61,8 +59,8 @@ def test_an_unknown_module_is_an_error() -> None:
         ("methods/cwd.py", "from __future__", "# a comment\nfrom __future__", False),
         ("methods/cwd.py", "Channel-wise distillation of the logits.", "Other words.", False),
         ("methods/cwd.py", "dim=2).mean()", "dim=2).sum()", True),
-        ("methods/terms.py", 'reduction="none"', 'reduction="sum"', True),
-        ("methods/kd.py", "dim=1).mean()", "dim=1).sum()", False),
+        ("terms/divergences.py", 'reduction="none"', 'reduction="sum"', True),
+        ("methods/kd.py", "regions).mean()", "regions).sum()", False),
     ],
 )
 def test_digest_of_a_method(

@@ -123,6 +123,6 @@ def test_a_damaged_image_stops_the_study_and_is_named(folder: Path, root: Path) 
 
 
 def test_an_unknown_method_stops_before_the_graph_with_code_2(folder: Path, root: Path) -> None:
-    done = snakemake(folder, root, "--dry-run", "--config", "methods=['cdw']")
+    done = snakemake(folder, root, "--dry-run", "--config", "methods=['acf_bkcd']")
     assert done.returncode == 2
-    assert "unknown method 'cdw': did you mean 'cwd'?" in done.stderr
+    assert "unknown method 'acf_bkcd': did you mean 'acf_bckd'?" in done.stderr
