@@ -156,19 +156,30 @@ class Distiller(nn.Module, ABC):
         super().__init__()
         self.params = params
         self.context = context
+        #: (student tap, teacher tap) of the features that are compared
+        self.pairs: list[tuple[str, str]] = []
 
     @property
     def regions(self) -> bool:
         """True where the logits are overlapping regions (sigmoid), False for classes (softmax)."""
         return self.context.targets == "regions"
 
+    def compare(self, student_tap: str, teacher_tap: str) -> tuple[TapSpec, TapSpec]:
+        """Add a pair of features that `losses` wants, and return the facts of both.
+
+        Raises:
+            ConfigError: a network has no such tap.
+        """
+        self.pairs.append((student_tap, teacher_tap))
+        return self.context.tap("student", student_tap), self.context.tap("teacher", teacher_tap)
+
     def student_taps(self) -> tuple[str, ...]:
-        """Names of the student's features that `losses` wants."""
-        return ()
+        """Names of the student's features that `losses` wants: by default those of `pairs`."""
+        return tuple(ours for ours, _ in self.pairs)
 
     def teacher_taps(self) -> tuple[str, ...]:
-        """Names of the teacher's features that `losses` wants."""
-        return ()
+        """Names of the teacher's features that `losses` wants: by default those of `pairs`."""
+        return tuple(theirs for _, theirs in self.pairs)
 
     def forward(
         self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress

@@ -138,16 +138,7 @@ class Method(Distiller):
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
         if params.weight_fnkd:
-            context.tap("student", params.student_tap)
-            context.tap("teacher", params.teacher_tap)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's feature, if FNKD is on."""
-        return (self.params.student_tap,) if self.params.weight_fnkd else ()
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's feature, if FNKD is on."""
-        return (self.params.teacher_tap,) if self.params.weight_fnkd else ()
+            self.compare(params.student_tap, params.teacher_tap)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

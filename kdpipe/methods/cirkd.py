@@ -229,8 +229,7 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        student = context.tap("student", params.student_tap)
-        teacher = context.tap("teacher", params.teacher_tap)
+        student, teacher = self.compare(params.student_tap, params.teacher_tap)
         self.grid = params.grid or default_grid(context.spatial_dims)
         self.first = 0 if self.regions or params.background else 1
         self.memory: Memory | None = None
@@ -238,14 +237,6 @@ class Method(Distiller):
             classes = context.num_classes - self.first
             dims, ours, theirs = context.spatial_dims, student.channels, teacher.channels
             self.memory = Memory(dims, ours, theirs, classes, params)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's feature."""
-        return (self.params.student_tap,)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's feature."""
-        return (self.params.teacher_tap,)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

@@ -162,18 +162,9 @@ class Method(Distiller):
             self.pixel_space = "feature"
         self.featured = "feature" in (self.pixel_space, params.space)
         if self.featured:
-            student = context.tap("student", params.student_tap).channels
-            teacher = context.tap("teacher", params.teacher_tap).channels
+            student, teacher = self.compare(params.student_tap, params.teacher_tap)
             if params.space == "feature" and params.weight_channel:
-                self.adapter = matching(context.spatial_dims, student, teacher)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's feature, if one is used."""
-        return (self.params.student_tap,) if self.featured else ()
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's feature, if one is used."""
-        return (self.params.teacher_tap,) if self.featured else ()
+                self.adapter = matching(context.spatial_dims, student.channels, teacher.channels)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

@@ -146,14 +146,6 @@ class Method(Distiller):
             self.ours.append(matching(dims, context.tap("student", ours).channels, width))
             self.theirs.append(matching(dims, taught, width).requires_grad_(False))
 
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's side of the pairs."""
-        return tuple(ours for ours, _ in self.pairs)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's side of the pairs."""
-        return tuple(theirs for _, theirs in self.pairs)
-
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:

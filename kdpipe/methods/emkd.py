@@ -147,14 +147,6 @@ class Method(Distiller):
         theirs = _taps(context, "teacher", params.teacher_low, params.teacher_high)
         self.pairs = list(zip(ours, theirs, strict=True))
 
-    def student_taps(self) -> tuple[str, ...]:
-        """The early and the deep feature."""
-        return tuple(ours for ours, _ in self.pairs)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The early and the deep feature."""
-        return tuple(theirs for _, theirs in self.pairs)
-
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:

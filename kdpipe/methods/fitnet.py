@@ -77,17 +77,8 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        student = context.tap("student", params.student_tap)
-        teacher = context.tap("teacher", params.teacher_tap)
+        student, teacher = self.compare(params.student_tap, params.teacher_tap)
         self.project = pointwise(context.spatial_dims, student.channels, teacher.channels)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's hinted feature."""
-        return (self.params.student_tap,)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's hint."""
-        return (self.params.teacher_tap,)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

@@ -144,22 +144,13 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        student = context.tap("student", params.student_tap)
-        teacher = context.tap("teacher", params.teacher_tap)
+        student, teacher = self.compare(params.student_tap, params.teacher_tap)
         dims, factors = context.spatial_dims, max(1, round(params.rate * teacher.channels))
         self.channels, self.factors = teacher.channels, factors
         self.translator = factor_network(dims, student.channels, factors, norm=True)
         self.paraphraser = factor_network(dims, teacher.channels, factors, norm=False)
         # never the student's optimiser's: it is built before the pre-fitting
         self.paraphraser.requires_grad_(False)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's translated feature."""
-        return (self.params.student_tap,)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's paraphrased feature."""
-        return (self.params.teacher_tap,)
 
     def prefit_steps(self) -> int:
         """Batches for the paraphraser."""

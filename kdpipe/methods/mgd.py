@@ -96,20 +96,12 @@ class Method(Distiller):
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
         dims = context.spatial_dims
-        student = context.tap("student", params.student_tap)
-        channels = context.tap("teacher", params.teacher_tap).channels
+        student, teacher = self.compare(params.student_tap, params.teacher_tap)
+        channels = teacher.channels
         self.align = matching(dims, student.channels, channels, bias=True)
         self.generate = nn.Sequential(
             convolution(dims, channels, channels), nn.ReLU(), convolution(dims, channels, channels)
         )
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's masked feature."""
-        return (self.params.student_tap,)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's feature to generate."""
-        return (self.params.teacher_tap,)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

@@ -62,14 +62,12 @@ from kdpipe.methods.kd import kd_loss
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.features import (
     channel_standardised,
-    common_size,
     normalised,
-    pool_to,
     resize,
     unit_scale,
 )
 from kdpipe.terms.masks import class_centres, class_masks, resize_target
-from kdpipe.terms.relations import cosine_gram, default_grid
+from kdpipe.terms.relations import cosine_gram, default_grid, shared_nodes
 from kdpipe.terms.weights import weighted
 
 _EPS = 1e-6
@@ -191,14 +189,6 @@ class Method(Distiller):
             if params.node_adapter and params.weight_rgd:
                 self.adapters[str(index)] = pointwise(context.spatial_dims, *widths)
 
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's layers."""
-        return tuple(ours for ours, _ in self.pairs)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's layers."""
-        return tuple(theirs for _, theirs in self.pairs)
-
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
@@ -239,12 +229,10 @@ class Method(Distiller):
         self, student: Tensor, teacher: Tensor, target: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield nodes ``(b, c, n)`` of both: of the batch at once, or of each sample."""
-        size = [min(self.grid, side) for side in common_size(student, teacher)]
-        patches = [
-            pool_to(channel_standardised(each), size).flatten(2) for each in (student, teacher)
-        ]
+        features = channel_standardised(student), channel_standardised(teacher)
+        patches = shared_nodes(*features, self.grid)
         if self.params.region == "patch":
-            yield patches[0], patches[1]
+            yield patches
             return
         (ours, seen), (theirs, known) = (self._centres(each, target) for each in (student, teacher))
         for sample, both in enumerate(seen & known):

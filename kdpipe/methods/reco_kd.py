@@ -182,14 +182,6 @@ class Method(Distiller):
         ratio = 2.0 ** (-context.spatial_dims * params.decay)
         self.stage_weights = decaying_weights(ratio, len(self.pairs))
 
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's side of the pairs."""
-        return tuple(ours for ours, _ in self.pairs)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's side of the pairs."""
-        return tuple(theirs for _, theirs in self.pairs)
-
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:

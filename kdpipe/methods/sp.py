@@ -71,16 +71,7 @@ class Method(Distiller):
 
     def __init__(self, params: Any, context: Context):
         super().__init__(params, context)
-        context.tap("student", params.student_tap)
-        context.tap("teacher", params.teacher_tap)
-
-    def student_taps(self) -> tuple[str, ...]:
-        """The student's compared feature."""
-        return (self.params.student_tap,)
-
-    def teacher_taps(self) -> tuple[str, ...]:
-        """The teacher's compared feature."""
-        return (self.params.teacher_tap,)
+        self.compare(params.student_tap, params.teacher_tap)
 
     def losses(
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress

@@ -11,23 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe.terms.divergences import soft_kl
-from kdpipe.terms.features import normalised
+from kdpipe.terms.features import common_size, normalised, pool_to
 
 
 def default_grid(spatial_dims: int) -> int:
     """Return the nodes a side that keep a relation matrix at 512² entries or fewer."""
     return 16 if spatial_dims == 2 else 8
-
-
-def nodes(feature: Tensor, grid: int, kind: str = "average") -> Tensor:
-    """Return the feature pooled to at most `grid` nodes a side, ``(B, c, n)``.
-
-    Args:
-        feature: ``(B, c, *S)``.
-        grid: nodes a side, >= 1; a shorter side keeps its length.
-        kind: ``average`` or ``max``.
-    """
-    return _pooled(feature, [min(grid, side) for side in feature.shape[2:]], kind)
 
 
 def shared_nodes(
@@ -41,19 +30,15 @@ def shared_nodes(
         grid: nodes a side at most.
         kind: ``average`` or ``max``.
     """
-    size = [
-        min(grid, ours, theirs)
-        for ours, theirs in zip(student.shape[2:], teacher.shape[2:], strict=True)
-    ]
+    size = [min(grid, side) for side in common_size(student, teacher)]
     return _pooled(student, size, kind), _pooled(teacher, size, kind)
 
 
 def _pooled(feature: Tensor, size: list[int], kind: str) -> Tensor:
     """The feature's average or maximum in the cells of a grid, ``(B, c, n)``."""
-    if kind == "max":
-        pool = F.adaptive_max_pool3d if len(size) == 3 else F.adaptive_max_pool2d
-    else:
-        pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    if kind == "average":
+        return pool_to(feature, size).flatten(2)
+    pool = F.adaptive_max_pool3d if len(size) == 3 else F.adaptive_max_pool2d
     return pool(feature, size).flatten(2)
 
 

@@ -7,14 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import STUDENT, build, context, pair, target, total
+from fakes import LATE, STUDENT, build, context, pair, target, total
 from torch import Tensor
 
 from kdpipe import discover
 from kdpipe.methods.at import at_loss
-from kdpipe.methods.base import Distiller, Outputs, Progress
+from kdpipe.methods.base import Distiller, Outputs
 
-LATE = Progress(epoch=9, epochs=10, step=95, steps=100)
 TAUGHT = [
     name
     for name in discover.names("methods")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from allocations import LargestTensor
 from fakes import build, context, pair, target, total
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdpipe.errors import ConfigError
 from kdpipe.methods.base import Progress
@@ -359,18 +359,6 @@ def test_cakd_alone_wants_no_features_and_a_missing_tap_is_named() -> None:
         build("cakd", context(3, student={"enc1": (6, 2)}))
 
 
-class Largest(TorchDispatchMode):
-    """Notes the most elements that any operation gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
-
-
 @pytest.mark.parametrize("targets", ["classes", "regions"])
 @pytest.mark.parametrize("name", ["kd", "kd_mse_sigmoid", "ctkd", "dist", "dkd", "nkd", "cakd"])
 def test_no_tensor_is_larger_than_what_was_given(name: str, targets: str) -> None:
@@ -379,6 +367,6 @@ def test_no_tensor_is_larger_than_what_was_given(name: str, targets: str) -> Non
     assert teacher is not None
     given = [student.logits, *student.features.values(), *teacher.features.values()]
     peak = max(tensor.numel() for tensor in given)
-    with Largest() as seen:
+    with LargestTensor() as seen:
         total(method(student, teacher, target(3, targets), FINAL)).backward()
     assert 0 < seen.elements <= peak

@@ -6,12 +6,9 @@ pairs of voxels would take gigabytes even there.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from allocations import LargestTensor
 
 from kdpipe import discover
 from kdpipe.engine.taps import probe
@@ -21,23 +18,6 @@ from kdpipe.nets.base import build_network, network_stages
 METHODS = [name for name in discover.names("methods") if name not in {"none", "sum"}]
 SIDE, BATCH, CLASSES = 48, 4, 14
 BOUND = 256 * 2**20 // 8
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remember the largest tensor that an operation gave, in bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes, self.operation = 0, ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes()
-                if size > self.bytes:
-                    self.bytes, self.operation = size, str(func)
-        return result
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import PROGRESS, build, context, outputs, pair, target, total
+from fakes import LATE, PROGRESS, build, context, outputs, pair, target, total
 from torch import Tensor
 
 from kdpipe.errors import ConfigError
@@ -21,7 +21,6 @@ from kdpipe.terms.masks import class_centres, class_masks
 from kdpipe.terms.pyramids import Pyramid
 from kdpipe.terms.segmentation import dice_ce, focal_dice
 
-LATE = Progress(epoch=9, epochs=10, step=95, steps=100)
 SHALLOW = {"enc1": (6, 2), "bottleneck": (10, 4), "penult": (13, 2)}
 
 
