@@ -30,7 +30,9 @@ def check_method(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     labels = [part["label"] for part in resolved]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise ConfigError(f"sum: {', '.join(repeated)} stands there twice; label one with 'as:'")
-    past = [p["name"] for p in resolved if discover.attribute("methods", p["name"], _PAST, False)]
+    past = [
+        p["name"] for p in resolved if discover.attribute("methods", p["name"], "past_self", False)
+    ]
     taught = [p["name"] for p in resolved if discover.needs_teacher(p["name"])]
     if past and taught:
         raise ConfigError(
@@ -81,9 +83,6 @@ def entry_from_yaml(value: Any) -> dict[str, Any]:
         label = label or "+".join(str(part["label"]) for part in parts)
         return {"name": SUM, "params": {"parts": parts}, "label": label}
     return {"name": name, "params": params or {}, "label": label or name}
-
-
-_PAST = "past_self"
 
 
 def _terms(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def check_params(catalogue: Catalogue, name: str, given: Mapping[str, Any]) -> d
 
 def attribute(catalogue: Catalogue, name: str, attribute: str, default: Any) -> Any:
     """Return a literal class attribute of the entry's ``Method`` class, or `default`."""
-    for node in ast.walk(_tree(catalogue, name)):
+    for node in _tree(catalogue, name).body:
         if isinstance(node, ast.ClassDef) and node.name == "Method":
             for line in node.body:
                 if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
