@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -75,12 +75,13 @@ def attribute(catalogue: Catalogue, name: str, attribute: str, default: Any) -> 
     """Return a literal class attribute of the entry's ``Method`` class, or `default`."""
     for node in _tree(catalogue, name).body:
         if isinstance(node, ast.ClassDef) and node.name == "Method":
-            for line in node.body:
-                if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
-                    targets = line.targets if isinstance(line, ast.Assign) else [line.target]
-                    if any(isinstance(t, ast.Name) and t.id == attribute for t in targets):
-                        return ast.literal_eval(line.value)
+            return _literal(node.body, attribute, default)
     return default
+
+
+def constant(catalogue: Catalogue, name: str, constant: str, default: Any) -> Any:
+    """Return a literal that the entry's file gives a name at its top level, or `default`."""
+    return _literal(_tree(catalogue, name).body, constant, default)
 
 
 def needs_teacher(method: str) -> bool:
@@ -131,6 +132,16 @@ def _type_of(field: Mapping[str, Any]) -> str:
         kind = f"list of {_type_of(field['items'])}"
     bounds = [text.format(field[key]) for key, text in _BOUNDS.items() if key in field]
     return ", ".join([kind, *bounds])
+
+
+def _literal(lines: Sequence[ast.stmt], wanted: str, default: Any) -> Any:
+    """Return the literal that is assigned to the name `wanted` in `lines`, or `default`."""
+    for line in lines:
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            if any(isinstance(target, ast.Name) and target.id == wanted for target in targets):
+                return ast.literal_eval(line.value)
+    return default
 
 
 @functools.cache

@@ -8,6 +8,13 @@ A network file ``kdpipe/nets/<name>.py`` holds
 - ``stages(params)``: logical tap name -> where the tensor is found in the built network;
 - ``divisor(params)``: each patch side must be a multiple of it (an int, or one a side).
 
+and, where they apply, these literals and functions:
+
+- ``DIMS = (2,)``: the spatial dimensions that it can be built for; (2, 3) if not stated;
+- ``fixed_patch(params)``: the only patch that fits, as a tuple of sides;
+- ``TRAINED = True``: it comes with trained weights from `params.path`, a file or a folder, in
+  which ``FILES`` (globs below a folder) decide what it is. ``build`` loads them; it is a teacher.
+
 Logical names, where a network has the stage:
 
 =============== ==================================================================================
@@ -59,9 +66,11 @@ def build_network(
         spatial_dims: 2 or 3.
 
     Raises:
-        ConfigError: unknown name, unknown parameter, or parameters that do not go together.
+        ConfigError: unknown name, unknown parameter, parameters that do not go together, or a
+            network that is not for `spatial_dims`.
     """
     module, parsed = _entry(name, params)
+    check_dims(name, spatial_dims)
     network: nn.Module = module.build(
         parsed, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims
     )
@@ -74,6 +83,20 @@ def network_stages(name: str, params: Mapping[str, Any]) -> dict[str, str]:
     return dict(module.stages(parsed))
 
 
+def check_dims(name: str, spatial_dims: int) -> None:
+    """Raise ConfigError unless the network can be built for 2 or 3 spatial dimensions.
+
+    Read from the source, without importing it.
+    """
+    dims = discover.constant("nets", name, "DIMS", (2, 3))
+    if spatial_dims not in dims:
+        raise ConfigError(
+            f"network {name!r} is for {' or '.join(map(str, dims))}D, the patch has "
+            f"{spatial_dims} sides: take another network, or a preset whose patch has "
+            f"{dims[0]} sides (two sides: slices)"
+        )
+
+
 def check_patch(name: str, params: Mapping[str, Any], patch: Sequence[int]) -> None:
     """Check that a patch of ``len(patch)`` sides, in voxels, fits the network.
 
@@ -82,6 +105,10 @@ def check_patch(name: str, params: Mapping[str, Any], patch: Sequence[int]) -> N
             a single voxel, of which a normalisation layer has no statistics.
     """
     module, parsed = _entry(name, params)
+    check_dims(name, len(patch))
+    if hasattr(module, "fixed_patch"):
+        _check_fixed(name, module.fixed_patch(parsed), patch)
+        return
     given = module.divisor(parsed)
     divisors = (given,) * len(patch) if isinstance(given, int) else tuple(given)
     if len(divisors) != len(patch):
@@ -102,6 +129,14 @@ def check_patch(name: str, params: Mapping[str, Any], patch: Sequence[int]) -> N
         raise ConfigError(
             f"network {name!r} reduces the patch {fitting} to a single voxel, which cannot be "
             f"normalised: take a longer side, for example {(2 * fitting[0], *fitting[1:])}"
+        )
+
+
+def _check_fixed(name: str, fixed: Sequence[int], patch: Sequence[int]) -> None:
+    if tuple(fixed) != tuple(patch):
+        raise ConfigError(
+            f"network {name!r} is built for patches of {tuple(fixed)}, the preset's patch is "
+            f"{tuple(patch)}: make them equal"
         )
 
 
@@ -139,10 +174,18 @@ def dry_forward(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
     The pass runs in evaluation mode on torch's ``meta`` device: it takes no memory, changes
     neither weights, buffers, random state nor any module's mode, and fires forward hooks.
 
+    A network with an attribute `needs_values` (a compiled program, which is bound to its device)
+    is run on zeros instead.
+
     Args:
-        network: on any device; its forward must neither read values nor fix a device.
+        network: on any device; unless it `needs_values`, its forward must neither read values nor
+            fix a device.
         input_shape: ``(B, C, *S)``.
     """
+    if getattr(network, "needs_values", False):
+        device = next((value.device for value in network.parameters()), None)
+        zeros: Tensor = network(torch.zeros(tuple(input_shape), device=device))
+        return zeros
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shapes = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
     modes = [(module, module.training) for module in network.modules()]
