@@ -11,6 +11,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/configure.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/profile.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
@@ -22,6 +23,7 @@ localrules:
     teachers,
     students,
     predictions,
+    profiles,
     tables,
 
 
@@ -49,6 +51,11 @@ rule students:
 rule predictions:
     input:
         [f"{folder}/predictions" for folder in CELLS],
+
+
+rule profiles:
+    input:
+        [f"{folder}/profile.json" for folder in PROFILES],
 
 
 rule tables:

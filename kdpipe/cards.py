@@ -15,10 +15,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.labels import Labels
+from kdpipe.presets import Preset, Spacing
 from kdpipe.schema import Strict, explain
 
 BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
-Spacing = tuple[float, float, float]
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 T = TypeVar("T")
 
@@ -52,19 +53,43 @@ class Archive(Strict):
     )
 
 
-class Generator(Strict):
-    """Parameters of the phantom generator (`kdpipe.data.phantom`)."""
+class Phantoms(Strict):
+    """What all phantom generators need; each kind adds its grids and its noise."""
 
-    kind: Literal["ct_abdomen"] = "ct_abdomen"
     n_cases: int = Field(24, ge=3)
     seed: int = 0
+    absent_every: int = Field(6, ge=0, description="each n-th case lacks one structure; 0: none")
+    shape_min: tuple[int, int, int] = Field(description="smallest grid, voxels x y z")
+    shape_max: tuple[int, int, int] = Field(description="largest grid, voxels x y z")
+    spacings: tuple[Spacing, ...] = Field(min_length=1, description="mm, one is drawn a case")
+
+
+class CtAbdomen(Phantoms):
+    """Abdomens in CT (`kdpipe.data.phantom`)."""
+
+    kind: Literal["ct_abdomen"] = "ct_abdomen"
     shape_min: tuple[int, int, int] = Field((56, 56, 28), description="smallest grid, voxels x y z")
     shape_max: tuple[int, int, int] = Field((72, 72, 40), description="largest grid, voxels x y z")
     spacings: tuple[Spacing, ...] = Field(
         ((1.5, 1.5, 2.5), (1.2, 1.2, 3.0), (2.0, 2.0, 2.0)), description="mm, one is drawn a case"
     )
     noise_sd: float = Field(25.0, ge=0, description="HU")
-    absent_every: int = Field(6, ge=0, description="each n-th case lacks one structure; 0: none")
+
+
+class BrainTumour(Phantoms):
+    """Brains with a tumour in four MR sequences (`kdpipe.data.phantom_brain`)."""
+
+    kind: Literal["brain_tumour"] = "brain_tumour"
+    shape_min: tuple[int, int, int] = Field((60, 68, 56), description="smallest grid, voxels x y z")
+    shape_max: tuple[int, int, int] = Field((72, 80, 72), description="largest grid, voxels x y z")
+    spacings: tuple[Spacing, ...] = Field(
+        ((2.0, 2.0, 2.0), (1.6, 1.6, 2.0), (1.8, 1.8, 1.8)),
+        description="mm, one is drawn a case",
+    )
+    noise_sd: float = Field(0.07, ge=0, description="in units of white matter's intensity")
+
+
+Generator = Annotated[CtAbdomen | BrainTumour, Field(discriminator="kind")]
 
 
 class Access(Strict):
@@ -93,36 +118,6 @@ class Layout(Strict):
         if compiled.groups < 1:
             raise ValueError(f"subject_pattern {pattern!r} needs one group: the patient's id")
         return self
-
-
-class Labels(Strict):
-    """Label ids as stored, by name; 0 is the background."""
-
-    raw: dict[int, str]
-    targets: Literal["classes"] = "classes"
-    may_be_absent: tuple[str, ...] | Literal["all"] = Field(
-        (), description="structures that a case may lack without being an error"
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> Labels:
-        ids = sorted(self.raw)
-        if ids != list(range(len(ids))) or len(ids) < 2:
-            raise ValueError(f"label ids must run from 0 without gaps, given: {ids}")
-        if len(set(self.raw.values())) != len(ids):
-            raise ValueError(f"two label ids share a name: {sorted(self.raw.values())}")
-        if self.may_be_absent != "all":
-            for name in self.may_be_absent:
-                if name not in self.raw.values():
-                    raise ValueError(
-                        f"may_be_absent: {did_you_mean(name, self.structures)}, given {name!r}"
-                    )
-        return self
-
-    @property
-    def structures(self) -> dict[str, int]:
-        """Foreground names and their ids, in the order of the ids."""
-        return {self.raw[i]: i for i in sorted(self.raw) if i != 0}
 
 
 class FractionsSplit(Strict):
@@ -166,62 +161,6 @@ Split = Annotated[
 ]
 
 
-class Window(Strict):
-    """Clip to `[low, high]` (in HU for CT) and scale linearly to `[0, 1]`."""
-
-    kind: Literal["window"]
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Window:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        return self
-
-
-class ZScore(Strict):
-    """Subtract the mean and divide by the standard deviation of each case and channel."""
-
-    kind: Literal["zscore"]
-    nonzero: bool = Field(True, description="statistics over non-zero voxels only")
-
-
-class Preparation(Strict):
-    """How images are prepared; lengths are in the order x, y, z of `orientation`."""
-
-    orientation: str = Field(
-        "RAS", pattern=r"^[RLAPSI]{3}$", description="axis codes, as nibabel's"
-    )
-    spacing: Spacing | None = Field(None, description="mm; null keeps each case's own")
-    image_interpolation: Literal["linear", "bspline"] = "bspline"
-    intensity: Annotated[Window | ZScore, Field(discriminator="kind")]
-    crop_foreground: bool = Field(False, description="crop to voxels above the lowest intensity")
-
-    @model_validator(mode="after")
-    def _positive_spacing(self) -> Preparation:
-        if self.spacing is not None and any(step <= 0 for step in self.spacing):
-            raise ValueError(f"spacing must be positive, given {self.spacing}")
-        return self
-
-
-class Preset(Preparation):
-    """A preparation and the patch that suits it."""
-
-    patch: tuple[int, int, int] = Field(description="training and sliding-window patch, voxels")
-
-    @model_validator(mode="after")
-    def _positive_patch(self) -> Preset:
-        if any(size < 1 for size in self.patch):
-            raise ValueError(f"patch sides must be at least 1 voxel, given {self.patch}")
-        return self
-
-    @property
-    def preparation(self) -> Preparation:
-        """The part that the prepared images depend on."""
-        return Preparation.model_validate(self.model_dump(exclude={"patch"}))
-
-
 class Card(Strict):
     """A data set. The file's name is its id, and the id is part of every path."""
 
@@ -236,6 +175,9 @@ class Card(Strict):
     generator: Generator | None = None
     files: tuple[Archive, ...] = ()
     layout: Layout = Layout()
+    has_spacing: bool = Field(
+        True, description="false: pictures of unknown scale, whose distances are scored in voxels"
+    )
     labels: Labels
     splits: dict[PathPart, Split]
     presets: dict[PathPart, Preset]
@@ -249,6 +191,11 @@ class Card(Strict):
             raise ValueError("presets needs an entry 'default'")
         if (self.access.mode == "generate") != (self.generator is not None):
             raise ValueError("access mode 'generate' and a 'generator' go together")
+        for name, preset in self.presets.items():
+            try:
+                preset.intensities(len(self.channels))
+            except ValueError as error:
+                raise ValueError(f"presets.{name}: {error}") from None
         return self
 
     def preset(self, name: str) -> Preset:

@@ -94,6 +94,20 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "distill":
             _path(train, "--teacher", "model.pt of the teacher", required=False)
 
+    cost = _add(commands, "profile", stages.run_profile, "measure what a network costs")
+    _path(cost, "--run", "run.json of the network: what it is, its patch")
+    _path(cost, "--out", "profile.json to write")
+
+    taps = _add(commands, "taps", stages.run_taps, "list the features of a network by module path")
+    taps.add_argument(
+        "network", help="as in config.yaml: a name, or '{nnunet: {path: FOLDER}}' (YAML)"
+    )
+    taps.add_argument(
+        "--patch", type=int, nargs="+", required=True, metavar="SIDE", help="2 or 3 sides, voxels"
+    )
+    taps.add_argument("--channels", type=int, default=1, help="of the image (default 1)")
+    taps.add_argument("--classes", type=int, default=2, help="with background (default 2)")
+
     predict = _add(commands, "predict", stages.run_predict, "segment the test cases of a split")
     _path(predict, "--run", "run.json of the prediction")
     _path(predict, "--model", "model.pt")
@@ -112,11 +126,11 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="machine-readable")
     listing.add_argument("--cards", action="append", default=[], help="folder with more cards")
 
-    docs = _add(commands, "docs", stages.run_docs, "write a page for each method (Markdown)")
-    _path(docs, "--out", "folder for the pages and their index")
+    docs = _add(commands, "docs", stages.run_docs, "write a page for each method and network")
+    _path(docs, "--out", "folder for methods/ and networks/, each with its index (Markdown)")
 
     new = _add(commands, "new", stages.run_new, "start an entry of the catalogue: file and test")
-    new.add_argument("what", choices=("method",))
+    new.add_argument("what", choices=("method", "net"))
     new.add_argument("entry", metavar="NAME", help="lower case, as in config.yaml")
 
     _add(commands, "doctor", stages.run_doctor, "show versions, processors and accelerators")

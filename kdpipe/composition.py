@@ -62,6 +62,8 @@ def is_reading(name: str, params: Mapping[str, Any]) -> bool:
 def entry_from_yaml(value: Any) -> dict[str, Any]:
     """Turn ``name``, ``{name: {parameters}}``, ``{name: ..., as: label}`` into name, params, label.
 
+    A network may also have ``weights: file`` beside its name.
+
     Raises:
         ValueError: the value has another form.
     """
@@ -73,16 +75,18 @@ def entry_from_yaml(value: Any) -> dict[str, Any]:
         return {"label": value["name"], "params": {}, **value}
     rest = dict(value)
     label = rest.pop("as", None)
+    trained = {"weights": rest.pop("weights")} if "weights" in rest else {}
     if len(rest) != 1:
         raise ValueError(
-            f"an entry is a name or one name with parameters, optionally with 'as': {value!r}"
+            "an entry is a name or one name with parameters, optionally with 'as' (and for a "
+            f"teacher 'weights'): {value!r}"
         )
     ((name, params),) = rest.items()
     if name == SUM:
         parts = _parts(params)
         label = label or "+".join(str(part["label"]) for part in parts)
         return {"name": SUM, "params": {"parts": parts}, "label": label}
-    return {"name": name, "params": params or {}, "label": label or name}
+    return {"name": name, "params": params or {}, "label": label or name, **trained}
 
 
 def _terms(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:

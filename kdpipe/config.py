@@ -19,8 +19,12 @@ from kdpipe import discover
 from kdpipe.cards import Card, card_files, load_card
 from kdpipe.composition import check_method, entry_from_yaml
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.nnunet_plans import preset_from_plans
+from kdpipe.presets import Preset
+from kdpipe.provenance import digest
 from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
+from kdpipe.settings import Evaluation, Inference, Profile, TrainingRoles
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -41,6 +45,7 @@ class Entry(Strict):
     name: str
     params: dict[str, Any] = {}
     label: str = ""
+    weights: str | None = Field(None, description="of a teacher that is trained already: a file")
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +61,13 @@ class Entry(Strict):
         return self
 
 
+class PresetOfTeacher(Strict):
+    """The preparation that a trained nnU-Net expects, read from its ``plans.json``."""
+
+    nnunet: str = Field(description="folder of the trained model")
+    configuration: str = "3d_fullres"
+
+
 class DatasetUse(Strict):
     """How a study uses a data set: which of the card's splits, folds and presets."""
 
@@ -66,7 +78,16 @@ class DatasetUse(Strict):
         ("default",), min_length=1, description="named splits of the card"
     )
     folds: tuple[int, ...] | Literal["all"] = Field("all", description="folds to run")
-    preset: str = Field("default", description="preparation preset of the card")
+    preset: str | PresetOfTeacher = Field(
+        "default", description="preparation preset of the card, or {nnunet: folder}"
+    )
+
+    @property
+    def preset_label(self) -> str:
+        """Name of the preset in paths."""
+        if isinstance(self.preset, str):
+            return self.preset
+        return f"nnunet_{digest(self.preset.model_dump())[:8]}"
 
 
 def _dataset_from_yaml(value: Any) -> Any:
@@ -76,69 +97,6 @@ def _dataset_from_yaml(value: Any) -> Any:
         ((name, settings),) = value.items()
         return {"name": name, **(settings or {})}
     return value
-
-
-class Augmentation(Strict):
-    """Random changes of a training crop; a probability of 0 switches one off."""
-
-    flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis in flip_axes")
-    flip_axes: tuple[Literal[0, 1, 2], ...] = Field((0, 1, 2), description="x, y, z as prepared")
-    affine_probability: float = Field(0.3, ge=0, le=1)
-    rotation_degrees: float = Field(15.0, ge=0, description="largest angle about each axis")
-    zoom: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")
-    intensity_probability: float = Field(0.3, ge=0, le=1, description="of each intensity change")
-    intensity_scale: float = Field(0.1, ge=0, description="largest relative change")
-    intensity_shift: float = Field(0.1, ge=0, description="largest offset, prepared units")
-    noise_sd: float = Field(0.05, ge=0, description="largest Gaussian noise, prepared units")
-
-
-class Training(Strict):
-    """How one network is trained. Teachers and students have one of these each."""
-
-    epochs: int = Field(100, ge=1)
-    steps_per_epoch: int | None = Field(
-        None, ge=1, description="null: as many as pass each training case once"
-    )
-    batch_size: int = Field(4, ge=1)
-    foreground_crops: float = Field(
-        0.5, ge=0, le=1, description="share of crops centred on a voxel of a random structure"
-    )
-    augmentation: Augmentation = Augmentation()
-    segmentation_loss: Literal["dice_ce", "focal_dice"] = "dice_ce"
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, gt=0, lt=1, description="sgd only (Nesterov)")
-    weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    gradient_clip: float | None = Field(
-        12.0, gt=0, description="largest L2 norm, of student and adapters apart; null: none"
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32"
-    )
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="null: no averaging of weights")
-    validate_every: int = Field(10, ge=1, description="epochs; the last one is always validated")
-    validation_overlap: float = Field(0.25, ge=0, lt=1)
-
-
-class TrainingRoles(Strict):
-    """Training recipes by role."""
-
-    teacher: Training = Training()
-    student: Training = Training()
-
-
-class Inference(Strict):
-    """Sliding-window prediction."""
-
-    overlap: float = Field(0.5, ge=0, lt=1)
-    window_batch: int = Field(4, ge=1)
-
-
-class Evaluation(Strict):
-    """Which named metric protocol scores the predictions."""
-
-    protocol: Literal["strict_mm", "medpy", "monai"] = "strict_mm"
 
 
 class Study(Strict):
@@ -160,6 +118,7 @@ class Study(Strict):
     training: TrainingRoles = TrainingRoles()
     inference: Inference = Inference()
     evaluation: Evaluation = Evaluation()
+    profile: Profile = Profile()
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -167,6 +126,9 @@ class Study(Strict):
         for axis in ("teachers", "students", "methods"):
             labels = [entry.label for entry in getattr(self, axis)]
             _no_repeats(axis, labels, "give one of them a label of its own with 'as:'")
+        for entry in (*self.students, *self.methods):
+            if entry.weights is not None:
+                raise ValueError(f"{entry.label}: 'weights' is for teachers")
         for entry in self.methods:
             if (entry.name == "none") != (entry.label == "none"):
                 raise ValueError(
@@ -180,6 +142,12 @@ class Study(Strict):
     def card(self, dataset: str) -> Card:
         """Load the card of a data set of this study."""
         return load_card(dataset, self.cards)
+
+    def preset(self, use: DatasetUse) -> Preset:
+        """Return the preset that a data set is prepared by."""
+        if isinstance(use.preset, str):
+            return self.card(use.name).preset(use.preset)
+        return preset_from_plans(Path(use.preset.nnunet).expanduser(), use.preset.configuration)
 
     def folds(self, use: DatasetUse, split: str) -> tuple[int, ...]:
         """Folds of `split` that this study runs."""
@@ -249,11 +217,13 @@ def _with_baseline(study: Study) -> Study:
 def _check_names(study: Study) -> Study:
     for entry in (*study.teachers, *study.students):
         discover.check_params("nets", entry.name, entry.params)
+    for entry in study.students:
+        if discover.constant("nets", entry.name, "TRAINED", False):
+            raise ConfigError(f"students: {entry.name!r} is trained already; it can be a teacher")
     for entry in study.methods:
         check_method(entry.name, entry.params)
     for use in study.datasets:
-        card = study.card(use.name)
-        card.preset(use.preset)
+        _check_preset(study, use)
         for split in use.splits:
             study.folds(use, split)
     cards = card_files(study.cards)
@@ -263,6 +233,17 @@ def _check_names(study: Study) -> Study:
                 f"data_source: unknown data set {name!r}, {did_you_mean(name, cards)}"
             )
     return study
+
+
+def _check_preset(study: Study, use: DatasetUse) -> None:
+    """Raise ConfigError if there is no such preset, or a network is not for its dimensions."""
+    preset = study.preset(use)
+    try:
+        preset.intensities(len(study.card(use.name).channels))
+    except ValueError as error:
+        raise ConfigError(f"datasets.{use.name}.preset: {error}") from None
+    for entry in (*study.teachers, *study.students):
+        discover.check_dims(entry.name, len(preset.patch))
 
 
 def json_schema() -> dict[str, Any]:

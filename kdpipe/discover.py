@@ -84,6 +84,30 @@ def constant(catalogue: Catalogue, name: str, constant: str, default: Any) -> An
     return _literal(_tree(catalogue, name).body, constant, default)
 
 
+def check_dims(network: str, spatial_dims: int) -> None:
+    """Raise ConfigError unless a network can be built for 2 or 3 spatial dimensions."""
+    dims = constant("nets", network, "DIMS", (2, 3))
+    if spatial_dims not in dims:
+        raise ConfigError(
+            f"network {network!r} is for {' or '.join(map(str, dims))}D, the patch has "
+            f"{spatial_dims} sides: take another network, or a preset whose patch has {dims[0]} "
+            "sides (two sides: slices)"
+        )
+
+
+def trained_files(network: str, params: Mapping[str, Any]) -> list[Path]:
+    """Return the files that a network with trained weights of its own consists of, else none.
+
+    They need not exist: a file, or a folder that is not there, stands for itself.
+    """
+    if not constant("nets", network, "TRAINED", False):
+        return []
+    path = Path(check_params("nets", network, params)["path"]).expanduser()
+    patterns = constant("nets", network, "FILES", ())
+    found = sorted(file for pattern in patterns for file in path.glob(pattern) if file.is_file())
+    return found or [path]
+
+
 def needs_teacher(method: str) -> bool:
     """Say whether a method learns from a teacher; it does unless its class says otherwise."""
     return bool(attribute("methods", method, "needs_teacher", True))
@@ -100,11 +124,12 @@ def summary(catalogue: Catalogue, name: str) -> str:
 
 
 def describe_params(catalogue: Catalogue, name: str) -> dict[str, dict[str, Any]]:
-    """Return parameter -> ``type`` (with its bounds), ``default`` and ``description``."""
+    """Return parameter -> ``type`` with its bounds, ``required``, ``default``, ``description``."""
     schema = _params_model(catalogue, name).model_json_schema()
     return {
         key: {
             "type": _type_of(field),
+            "required": key in schema.get("required", ()),
             "default": field.get("default"),
             "description": field.get("description", ""),
         }

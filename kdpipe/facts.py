@@ -1,7 +1,7 @@
-"""What a method's file says of itself: its docstring's sections, its parameters, its class facts.
+"""What the file of a method or network says of itself: its docstring, parameters and literals.
 
-``kdpipe list methods --json`` and the pages of ``kdpipe docs`` are both made from this, and the
-source is read, not imported.
+``kdpipe list --json`` of both and the pages of ``kdpipe docs`` are made from this; the source is
+read, not imported.
 """
 
 from __future__ import annotations
@@ -37,6 +37,23 @@ def method_facts(name: str) -> dict[str, Any]:
         **{section.lower(): sections[section] for section in SECTIONS if section != "Provenance"},
         "provenance": list(_provenance(name, sections["Provenance"])),
         "params": discover.describe_params("methods", name),
+    }
+
+
+def network_facts(name: str) -> dict[str, Any]:
+    """Return everything that is known of a network without building it.
+
+    Raises:
+        ConfigError: no such network.
+    """
+    summary, _, text = discover.docstring("nets", name).partition("\n")
+    return {
+        "name": name,
+        "summary": summary,
+        "text": text.strip(),
+        "dims": list(discover.constant("nets", name, "DIMS", (2, 3))),
+        "trained": discover.constant("nets", name, "TRAINED", False),
+        "params": discover.describe_params("nets", name),
     }
 
 

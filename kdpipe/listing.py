@@ -13,7 +13,7 @@ import yaml
 
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
-from kdpipe.facts import method_facts
+from kdpipe.facts import method_facts, network_facts
 from kdpipe.provenance import environment
 
 _STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
@@ -24,14 +24,7 @@ def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
     if what == "methods":
         return [method_facts(name) for name in discover.names("methods")]
     if what == "nets":
-        return [
-            {
-                "name": name,
-                "summary": discover.summary("nets", name),
-                "params": discover.describe_params("nets", name),
-            }
-            for name in discover.names("nets")
-        ]
+        return [network_facts(name) for name in discover.names("nets")]
     if what == "datasets":
         return [_dataset(name, cards) for name in sorted(card_files(cards))]
     if what == "studies":

@@ -1,35 +1,54 @@
-"""The documentation pages of the methods, one a method and an index, made from `kdpipe.facts`."""
+"""The documentation pages, one a method or network and an index of each, from `kdpipe.facts`."""
 
 from __future__ import annotations
 
 import re
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdpipe import discover
 from kdpipe.atomic import write_text
-from kdpipe.facts import method_facts
+from kdpipe.facts import method_facts, network_facts
+
+Facts = dict[str, Any]
 
 READING = (
     "**This is a reading of the paper, not a reproduction**: its full text could not be had. "
     "The marks below say what is stated, what was read from code, and what is ours."
 )
+_TRAINED = "; comes with trained weights, for a teacher"
 _MARKS = {"stated": "stated in the paper", "code": "read from public code", "ours": "ours"}
 
 
 def write_pages(out: Path) -> list[Path]:
-    """Write ``<method>.md`` for each method and ``index.md`` into `out`; return the files."""
-    facts = [method_facts(name) for name in discover.names("methods")]
-    written = []
-    for text, name in [(method_page(fact), fact["name"]) for fact in facts] + [
-        (index_page(facts), "index")
-    ]:
-        written.append(out / f"{name}.md")
-        write_text(written[-1], text)
-    return written
+    """Write a page for each entry and an index into ``methods`` and ``networks`` below `out`.
+
+    Returns:
+        The two indices.
+    """
+    methods = [method_facts(name) for name in discover.names("methods")]
+    networks = [network_facts(name) for name in discover.names("nets")]
+    return [
+        _write(out / "methods", methods, method_page, method_index),
+        _write(out / "networks", networks, network_page, network_index),
+    ]
 
 
-def method_page(facts: dict[str, Any]) -> str:
+def _write(
+    folder: Path,
+    entries: list[Facts],
+    page: Callable[[Facts], str],
+    index: Callable[[list[Facts]], str],
+) -> Path:
+    for facts in entries:
+        write_text(folder / f"{facts['name']}.md", page(facts))
+    write_text(folder / "index.md", index(entries))
+    return folder / "index.md"
+
+
+def method_page(facts: Facts) -> str:
     """Return the page of one method as Markdown."""
     blocks = [f"# {facts['name']}", _prose(facts["summary"])]
     if facts["reading"]:
@@ -53,18 +72,46 @@ def method_page(facts: dict[str, Any]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def index_page(facts: list[dict[str, Any]]) -> str:
+def method_index(facts: list[Facts]) -> str:
     """Return the table of all methods as Markdown."""
     rows = [
-        f"| [{fact['name']}]({fact['name']}.md) | {_cell(fact['summary'])} "
-        f"| {_learns_from(fact)} | {'reading' if fact['reading'] else ''} |"
-        for fact in facts
+        (_link(f), _cell(f["summary"]), _learns_from(f), "reading" if f["reading"] else "")
+        for f in facts
     ]
-    head = "| method | in a line | learns from | |\n|---|---|---|---|"
-    return f"# Methods\n\n{head}\n" + "\n".join(rows) + "\n"
+    return f"# Methods\n\n{_table(('method', 'in a line', 'learns from', ''), rows)}\n"
 
 
-def _learns_from(facts: dict[str, Any]) -> str:
+def network_page(facts: Facts) -> str:
+    """Return the page of one network as Markdown."""
+    blocks = [
+        f"# {facts['name']}",
+        _prose(facts["summary"]),
+        f"**Is built for** {_dims(facts)}{_TRAINED if facts['trained'] else ''}.",
+        _text(facts["text"]),
+        "## Parameters",
+        _parameters(facts["params"]),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def network_index(facts: list[Facts]) -> str:
+    """Return the table of all networks as Markdown."""
+    rows = [
+        (_link(f), _cell(f["summary"]), _dims(f), "trained already" if f["trained"] else "")
+        for f in facts
+    ]
+    return f"# Networks\n\n{_table(('network', 'in a line', 'for', ''), rows)}\n"
+
+
+def _link(facts: Facts) -> str:
+    return f"[{facts['name']}]({facts['name']}.md)"
+
+
+def _dims(facts: Facts) -> str:
+    return " and ".join(f"{dims}D" for dims in facts["dims"])
+
+
+def _learns_from(facts: Facts) -> str:
     if facts["past_self"]:
         return "the student of the epoch before"
     if facts["name"] == "sum":
@@ -72,24 +119,43 @@ def _learns_from(facts: dict[str, Any]) -> str:
     return "a trained teacher" if facts["needs_teacher"] else "the student and the labels alone"
 
 
-def _parameters(params: dict[str, dict[str, Any]]) -> str:
+def _parameters(params: dict[str, Facts]) -> str:
     if not params:
         return "None."
     rows = [
-        f"| `{name}` | {_cell(fact['type'])} | `{fact['default']}` | {_meaning(name, fact)} |"
+        (f"`{name}`", _cell(fact["type"]), _default(fact), _cell(_meaning(name, fact)))
         for name, fact in params.items()
     ]
-    return "| name | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+    return _table(("name", "type", "default", "meaning"), rows)
 
 
-def _meaning(name: str, fact: dict[str, Any]) -> str:
+def _default(fact: Facts) -> str:
+    return "required" if fact["required"] else f"`{fact['default']}`"
+
+
+def _meaning(name: str, fact: Facts) -> str:
     if name.startswith("weight") and not fact["description"]:
         return f"weight of the term{' ' + name.removeprefix('weight_') if '_' in name else ''}"
-    return _cell(fact["description"])
+    return str(fact["description"])
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n{lines}"
 
 
 def _cell(text: str) -> str:
     return _prose(text).replace("|", r"\|")
+
+
+def _text(text: str) -> str:
+    """Paragraphs as prose; an indented one, behind ``::``, is a block of code."""
+    return "\n\n".join(
+        f"```python\n{textwrap.dedent(paragraph)}\n```"
+        if paragraph.startswith("    ")
+        else _prose(re.sub("::$", ":", paragraph))
+        for paragraph in re.split(r"\n\s*?\n", text)
+    )
 
 
 def _prose(text: str) -> str:

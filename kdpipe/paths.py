@@ -24,6 +24,7 @@ WILDCARDS = {
     "student": r"[A-Za-z0-9_.+-]+",
     "method": r"[A-Za-z0-9_.+-]+",
     "cell": r".+/(?:teachers|students)/.+/seed\d+",
+    "profile": r".+/profiles/(?:teachers|students)/[A-Za-z0-9_.+-]+",
     "study": r"[A-Za-z0-9_.-]+",
 }
 
@@ -58,6 +59,10 @@ class Paths:
     def stage(self, dataset: str = "{dataset}", stage: str = "{stage}") -> str:
         """Folder of a data set's settings for prediction or evaluation."""
         return f"{self.results_root}/{dataset}/{stage}"
+
+    def profile(self, dataset: str, role: str, network: str) -> str:
+        """Folder of what a network costs; `role` is ``teacher`` or ``student``."""
+        return f"{self.results_root}/{dataset}/profiles/{role}s/{network}"
 
     def tables(self, study: str = "{study}") -> str:
         """Folder of a study's tables."""

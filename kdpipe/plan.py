@@ -1,8 +1,4 @@
-"""From a study to its cells: what is trained, where it lies, and the ``run.json`` of each stage.
-
-A ``run.json`` holds all settings that its stage depends on and nothing else, so that a change of
-the configuration reruns exactly the stages that it touches.
-"""
+"""From a study to its cells: what is trained, from what, by which code, and where it lies."""
 
 from __future__ import annotations
 
@@ -12,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe import discover
-from kdpipe.composition import check_method, is_reading, method_names, needs_teacher
+from kdpipe.composition import method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
+from kdpipe.discover import trained_files
 from kdpipe.errors import ConfigError
+from kdpipe.nnunet_plans import preset_from_plans
 from kdpipe.paths import NO_TEACHER, Paths
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
@@ -23,6 +21,8 @@ STAGE_MODULES = {
     "prepare": ("kdpipe.data.prepare",),
     "split": ("kdpipe.data.split",),
     "train": ("kdpipe.engine.train",),
+    "adopt": ("kdpipe.engine.adopt",),
+    "profile": ("kdpipe.infer.profile",),
     "predict": ("kdpipe.infer.predict",),
     "evaluate": ("kdpipe.metrics.folders",),
     "tables": ("kdpipe.report.tables",),
@@ -47,6 +47,12 @@ class Cell:
         network = self.student or self.teacher
         assert network is not None
         return network
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the network is trained already, and only taken over."""
+        network = self.network
+        return network.weights is not None or bool(trained_files(network.name, network.params))
 
     @property
     def role(self) -> str:
@@ -75,7 +81,9 @@ class Plan:
         self.study = study
         self.paths = Paths(study.data_root, study.results_root)
         self.cards = {use.name: study.card(use.name) for use in study.datasets}
+        self.presets = {use.name: study.preset(use) for use in study.datasets}
         self.cells = {self.folder(cell): cell for cell in self._all_cells()}
+        self.profiles = {self.profile_folder(cell): cell for cell in self.cells.values()}
         self._uses = {use.name: use for use in study.datasets}
 
     # cells
@@ -112,13 +120,24 @@ class Plan:
         seed = self.study.teacher_seed
         return self.folder(Cell(cell.dataset, cell.split, cell.fold, seed, cell.teacher))
 
+    def profile_folder(self, cell: Cell) -> str:
+        """Folder of the cost of a cell's network; cells of one network share it."""
+        return self.paths.profile(cell.dataset.name, cell.role, cell.network.label)
+
     def prepared(self, cell: Cell) -> str:
         """Folder of the prepared images that a cell is trained on."""
-        return self.paths.prepared(cell.dataset.name, cell.dataset.preset)
+        return self.prepared_of(cell.dataset.name)
 
     def prepared_of(self, dataset: str) -> str:
         """Folder of the prepared images of a data set, by its name."""
-        return self.paths.prepared(dataset, self._uses[dataset].preset)
+        return self.paths.prepared(dataset, self._uses[dataset].preset_label)
+
+    def weight_files(self, cell: Cell) -> list[str]:
+        """Files that the network of an adopted cell comes from."""
+        network = cell.network
+        if network.weights is not None:
+            return [str(Path(network.weights).expanduser())]
+        return [str(file) for file in trained_files(network.name, network.params)]
 
     def source_files(self, dataset: str) -> list[str]:
         """Files of a data set's local source folder; empty for other sources."""
@@ -129,7 +148,7 @@ class Plan:
         return sorted(str(f) for f in found if f.is_file() and not f.name.startswith("."))
 
     def check_sources(self) -> None:
-        """Raise ConfigError if a local source is not there.
+        """Raise ConfigError if a local source or a trained teacher is not there.
 
         Checked before the graph is built: a disk that is not mounted must not look like data that
         have changed, as Snakemake would delete what was made from them.
@@ -141,12 +160,40 @@ class Plan:
                     f"data_source.{dataset}: {folder} holds no dataset.json; name the folder with "
                     "dataset.json, imagesTr and labelsTr, and see that its disk is mounted"
                 )
+        for cell in self.cells.values():
+            if cell.adopted:
+                self._check_adopted(cell)
+
+    def _check_adopted(self, cell: Cell) -> None:
+        files = self.weight_files(cell)
+        missing = [file for file in files if not Path(file).is_file()]
+        if missing or not files:
+            what = missing[0] if missing else cell.network.params.get("path", "its files")
+            raise ConfigError(f"teachers.{cell.network.label}: {what} is not there; mend the path")
+        if cell.network.name == "nnunet":
+            self._check_preparation(cell)
+
+    def _check_preparation(self, cell: Cell) -> None:
+        """A network of nnU-Net is of no use on images that were prepared in another way."""
+        params = discover.check_params("nets", cell.network.name, cell.network.params)
+        folder, configuration = params["path"], params["configuration"]
+        wanted = preset_from_plans(Path(folder).expanduser(), configuration).preparation
+        if self.presets[cell.dataset.name].preparation != wanted:
+            raise ConfigError(
+                f"teachers.{cell.network.label}: this nnU-Net expects its own preparation; write "
+                f"datasets: [{{{cell.dataset.name}: {{preset: {{nnunet: {folder}, "
+                f"configuration: {configuration}}}}}}}]"
+            )
 
     # code
 
     def stage_modules(self, stage: str, cell: Cell | None = None) -> tuple[str, ...]:
         """Modules whose code decides the result of `stage` for `cell`."""
+        if cell is not None and cell.adopted and stage == "train":
+            stage = "adopt"
         modules: tuple[str, ...] = STAGE_MODULES[stage]
+        if cell is not None and stage == "profile":
+            return (*modules, f"kdpipe.nets.{cell.network.name}")
         if cell is not None:
             networks = {entry.name for entry in (cell.teacher, cell.student) if entry}
             modules += tuple(f"kdpipe.nets.{name}" for name in sorted(networks))
@@ -155,87 +202,3 @@ class Plan:
             used = method_names(method.name, method.params)
             modules += tuple(f"kdpipe.methods.{name}" for name in used)
         return modules
-
-    # run.json
-
-    def run_files(self) -> dict[str, dict[str, Any]]:
-        """Return path -> content of every ``run.json`` of the study."""
-        runs: dict[str, dict[str, Any]] = {}
-        for use in self.study.datasets:
-            runs[self.paths.raw(use.name)] = self._fetch_run(use)
-            runs[self.paths.prepared(use.name, use.preset)] = self._prepare_run(use)
-            runs[self.paths.stage(use.name, "predict")] = self._predict_run()
-            runs[self.paths.stage(use.name, "evaluate")] = self._evaluate_run(use)
-        for use, split, fold in self.folds():
-            folder = self.paths.fold(dataset=use.name, split=split, fold=fold)
-            runs[folder] = self._split_run(use, split, fold)
-        for folder, cell in self.cells.items():
-            runs[folder] = self._train_run(cell)
-        runs[self.paths.tables(self.study.study)] = self._tables_run()
-        return {f"{folder}/run.json": run for folder, run in runs.items()}
-
-    def _fetch_run(self, use: DatasetUse) -> dict[str, Any]:
-        card = self.cards[use.name]
-        needed = {"id", "channels", "access", "generator", "files", "layout"}
-        run = card.model_dump(mode="json", include=needed)
-        if card.generator is not None:  # the others do not depend on what labels are called
-            run["structures"] = card.labels.structures
-        return run | {"source": self.study.data_source.get(use.name)}
-
-    def _prepare_run(self, use: DatasetUse) -> dict[str, Any]:
-        """Labels go by their ids: a new name of a structure changes no prepared image."""
-        card = self.cards[use.name]
-        absent = card.labels.may_be_absent
-        ids = card.labels.structures
-        return {
-            "dataset": use.name,
-            "channels": list(card.channels),
-            "labels": {
-                "raw": {
-                    index: f"label_{index}" if index else "background" for index in card.labels.raw
-                },
-                "may_be_absent": absent if absent == "all" else [f"label_{ids[n]}" for n in absent],
-            },
-            "preset": card.preset(use.preset).preparation.model_dump(mode="json"),
-        }
-
-    def _split_run(self, use: DatasetUse, split: str, fold: int) -> dict[str, Any]:
-        rule = self.cards[use.name].split(split).model_dump(mode="json")
-        return {"dataset": use.name, "split": split, "fold": fold, "rule": rule}
-
-    def _train_run(self, cell: Cell) -> dict[str, Any]:
-        card = self.cards[cell.dataset.name]
-        method = cell.method or Entry(name="none")
-        params = discover.check_params("nets", cell.network.name, cell.network.params)
-        return {
-            "cell": cell.keys,
-            "network": {
-                "name": cell.network.name,
-                "params": params,
-                "in_channels": len(card.channels),
-                "out_channels": len(card.labels.raw),
-            },
-            "method": {
-                "name": method.name,
-                "params": check_method(method.name, method.params),
-            },
-            "patch": list(card.preset(cell.dataset.preset).patch),
-            "training": getattr(self.study.training, cell.role).model_dump(mode="json"),
-        }
-
-    def _predict_run(self) -> dict[str, Any]:
-        return self.study.inference.model_dump(mode="json")
-
-    def _evaluate_run(self, use: DatasetUse) -> dict[str, Any]:
-        structures = self.cards[use.name].labels.structures
-        return {
-            "dataset": use.name,
-            "structures": {name: [index] for name, index in structures.items()},
-            "protocol": self.study.evaluation.protocol,
-        }
-
-    def _tables_run(self) -> dict[str, Any]:
-        cells = [{"folder": folder, **cell.keys} for folder, cell in self.cells.items()]
-        methods = self.study.methods
-        readings = [method.label for method in methods if is_reading(method.name, method.params)]
-        return {"study": self.study.study, "cells": cells, "readings": readings}

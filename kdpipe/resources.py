@@ -44,5 +44,6 @@ class Resources(Strict):
     light: JobResources = JobResources()
     prepare: ParallelResources = ParallelResources(threads=2, mem_mb=4000, runtime=120)
     train: TrainingResources = TrainingResources()
+    profile: NetworkResources = NetworkResources(threads=1, runtime=30)
     predict: NetworkResources = NetworkResources(runtime=120, retries=1)
     evaluate: ParallelResources = ParallelResources(mem_mb=3000, runtime=60)

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kdpipe.atomic import write_json
 from kdpipe.errors import ConfigError
 
 
@@ -34,9 +35,10 @@ def run_fetch(given: argparse.Namespace) -> None:
 
 def run_prepare(given: argparse.Namespace) -> None:
     """Check, resample and store the images of a manifest."""
-    from kdpipe.cards import Labels, Preparation
     from kdpipe.data.layout import read_manifest
     from kdpipe.data.prepare import prepare
+    from kdpipe.labels import Labels
+    from kdpipe.presets import Preparation
     from kdpipe.provenance import digest
 
     run = _json(given.run, "preset", "labels", "channels")
@@ -62,15 +64,19 @@ def run_split(given: argparse.Namespace) -> None:
 
 
 def run_train(given: argparse.Namespace) -> None:
-    """Train a teacher or a student."""
+    """Train a teacher or a student, or take over a teacher that is trained already."""
     from kdpipe.data.split import read_split
+    from kdpipe.engine.adopt import adopt
     from kdpipe.engine.device import keep_freed_memory
-    from kdpipe.engine.train import Job, train
+    from kdpipe.engine.jobs import Job
+    from kdpipe.engine.train import train
 
     keep_freed_memory()
-    train(
+    run = _json(given.run, "cell", "network", "targets", "patch")
+    stage = adopt if "adopt" in run else train
+    stage(
         Job(
-            run=_json(given.run, "cell", "network", "method", "patch", "training"),
+            run=run,
             preparation=_json(given.prepared / "run.json"),
             split=read_split(given.split),
             store=given.prepared / "cases",
@@ -84,12 +90,27 @@ def run_train(given: argparse.Namespace) -> None:
     )
 
 
+def run_profile(given: argparse.Namespace) -> None:
+    """Measure what a network costs."""
+    from kdpipe.infer.profile import profile
+
+    run = _json(given.run, "network", "patch", "threads", "repeats")
+    write_json(given.out, profile(run))
+
+
+def run_taps(given: argparse.Namespace) -> None:
+    """List the places in a network that a feature method can look at."""
+    from kdpipe.engine.candidates import describe_candidates
+
+    print(describe_candidates(given.network, given.patch, given.channels, given.classes))
+
+
 def run_predict(given: argparse.Namespace) -> None:
     """Segment the test cases of a split."""
-    from kdpipe.config import Inference
     from kdpipe.data.split import read_split
     from kdpipe.engine.device import keep_freed_memory, pick_device
     from kdpipe.infer.predict import predict_cases
+    from kdpipe.settings import Inference
 
     keep_freed_memory()
     predict_cases(
@@ -113,7 +134,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
         from kdpipe.data.layout import read_manifest
         from kdpipe.data.split import read_split
 
-        run = _json(given.run, "structures", "protocol")
+        run = _json(given.run, "structures", "protocol", "has_spacing")
         cases = read_split(given.split)["test"]
         labels = {case.case: case.label for case in read_manifest(given.manifest)}
         evaluate_folders(
@@ -121,6 +142,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
             given.prediction,
             run["structures"],
             protocol=run["protocol"],
+            in_voxels=not run["has_spacing"],
             out=given.out,
             workers=given.workers,
             keys=_json(given.cell, "cell")["cell"],
@@ -176,18 +198,18 @@ def run_list(given: argparse.Namespace) -> None:
 
 
 def run_docs(given: argparse.Namespace) -> None:
-    """Write the pages of the methods."""
+    """Write the pages of the methods and networks."""
     from kdpipe.pages import write_pages
 
-    written = write_pages(given.out)
-    print(f"{len(written)} pages, to be read from {written[-1]}")
+    indices = write_pages(given.out)
+    print(f"Written, to be read from {' and '.join(map(str, indices))}")
 
 
 def run_new(given: argparse.Namespace) -> None:
     """Write the start of a new entry and say what comes next."""
-    from kdpipe.scaffold import new_method
+    from kdpipe.scaffold import new_entry
 
-    print(new_method(given.entry))
+    print(new_entry(given.what, given.entry))
 
 
 def run_doctor(given: argparse.Namespace) -> None:

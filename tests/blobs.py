@@ -44,7 +44,7 @@ def make_run(
 ) -> dict[str, Any]:
     """A cell's run.json with a tiny student and few steps."""
     from kdpipe import discover
-    from kdpipe.config import Training
+    from kdpipe.settings import Training
 
     recipe = {"epochs": 3, "steps_per_epoch": 3, "batch_size": 2, "validate_every": 2, **training}
     return {
@@ -57,6 +57,7 @@ def make_run(
             "in_channels": 1,
             "out_channels": 3,
         },
+        "targets": {"n_labels": 3, "regions": None},
         "method": {
             "name": method,
             "params": discover.check_params("methods", method, params or {}),

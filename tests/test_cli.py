@@ -122,6 +122,7 @@ def test_a_data_set_that_is_not_here_says_how_to_get_it(
 ) -> None:
     from kdpipe.config import load_study
     from kdpipe.plan import Plan
+    from kdpipe.runs import run_files
 
     study = load_study(
         {
@@ -131,7 +132,7 @@ def test_a_data_set_that_is_not_here_says_how_to_get_it(
             "methods": ["none"],
         }
     )
-    content = Plan(study).run_files()["data/raw/msd_task04_hippocampus/run.json"]
+    content = run_files(Plan(study))["data/raw/msd_task04_hippocampus/run.json"]
     (tmp_path / "run.json").write_text(json.dumps(content))
     paths = ("--run", tmp_path / "run.json", "--raw", tmp_path, "--manifest", tmp_path / "m.tsv")
     assert run("fetch", *paths) == 3

@@ -15,6 +15,7 @@ import yaml
 from kdpipe.config import Entry, json_schema, load_study, read_study
 from kdpipe.errors import ConfigError
 from kdpipe.plan import Plan
+from kdpipe.runs import run_files
 
 SMALL: dict[str, Any] = {
     "study": "small",
@@ -40,7 +41,7 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
         ({"sedes": [1]}, r"unknown key 'sedes', did you mean 'seeds'\?"),
         ({"methods": ["kdd"]}, r"unknown method 'kdd': did you mean 'kd'\? Valid: .*cwd, .*none"),
         ({"teachers": ["segresnt"]}, r"unknown net 'segresnt': did you mean 'segresnet'\?"),
-        ({"students": ["nothing_like_it"]}, r"unknown net .* Valid: res_unet, segresnet"),
+        ({"students": ["nothing_like_it"]}, r"unknown net .* Valid: .*res_unet.*segresnet"),
         ({"datasets": ["phantom"]}, r"unknown data set 'phantom': did you mean 'phantom_ct'\?"),
         (
             {"methods": [{"cwd": {"tua": 1}}]},
@@ -124,17 +125,18 @@ def test_the_grid() -> None:
 
 
 def test_a_run_holds_only_what_its_stage_depends_on() -> None:
-    runs = Plan(load_study(SMALL)).run_files()
+    runs = run_files(Plan(load_study(SMALL)))
     changes: dict[str, tuple[dict[str, Any], set[str]]] = {
         "overlap": ({"inference": {"overlap": 0.25}}, {"predict"}),
         "protocol": ({"evaluation": {"protocol": "medpy"}}, {"evaluate"}),
         "teacher": ({"training": {"teacher": {"epochs": 7}}}, {"teachers"}),
         "student": ({"training": {"student": {"epochs": 7}}}, {"students"}),
         "source": ({"data_source": {"phantom_ct": "x"}}, {"raw"}),
+        "profile": ({"profile": {"threads": 2}}, {"profiles"}),
         "resources": ({"resources": {"train": {"gpu": 1}}}, set()),
     }
     for change, stages in changes.values():
-        changed = Plan(load_study(SMALL | change)).run_files()
+        changed = run_files(Plan(load_study(SMALL | change)))
         assert changed.keys() == runs.keys()
         different = {path for path in runs if runs[path] != changed[path]}
         assert bool(different) == bool(stages)
@@ -192,8 +194,8 @@ def test_a_source_that_is_not_there_stops_before_the_graph(tmp_path: Path) -> No
 def test_metric_protocols_of_the_configuration_are_those_of_the_metrics() -> None:
     from typing import get_args
 
-    from kdpipe.config import Evaluation
     from kdpipe.metrics.protocol import PROTOCOLS
+    from kdpipe.settings import Evaluation
 
     assert set(get_args(Evaluation.model_fields["protocol"].annotation)) == PROTOCOLS.keys()
 
@@ -207,7 +209,7 @@ def test_a_sum_of_methods_is_a_method() -> None:
     folder, cell = cells["cwd+half"]
     assert folder.endswith("students/segresnet/unet_tiny/cwd+half/seed1")
     assert set(plan.stage_modules("train", cell)) >= {"kdpipe.methods.cwd", "kdpipe.methods.kd"}
-    parts = plan.run_files()[f"{folder}/run.json"]["method"]["params"]["parts"]
+    parts = run_files(plan)[f"{folder}/run.json"]["method"]["params"]["parts"]
     assert [(part["name"], part["label"]) for part in parts] == [("cwd", "cwd"), ("kd", "half")]
     assert parts[0]["params"]["tau"] == 4.0
     assert parts[1]["params"]["weight"] == 0.5

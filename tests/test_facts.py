@@ -1,4 +1,4 @@
-"""Every method says what it is; pages and the machine-readable list carry the same."""
+"""Methods and networks say what they are; pages and the machine-readable list carry the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,27 +36,50 @@ def test_the_three_readings_are_called_so() -> None:
     assert {name for name in METHODS if method_facts(name)["reading"]} >= READINGS
 
 
-def test_pages_and_json_carry_the_same_facts(tmp_path: Path) -> None:
-    write_pages(tmp_path)
-    listed = subprocess.run(
-        [sys.executable, "-m", "kdpipe", "list", "methods", "--json"],
+def listed(what: str) -> dict[str, dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "kdpipe", "list", what, "--json"],
         capture_output=True,
         text=True,
         check=True,
     )
-    entries = {entry["name"]: entry for entry in json.loads(listed.stdout)}
+    return {entry["name"]: entry for entry in json.loads(done.stdout)}
+
+
+def check_parameters(page: str, params: dict[str, dict[str, Any]]) -> None:
+    for key, param in params.items():
+        assert f"| `{key}` |" in page
+        assert ("required" if param["required"] else f"`{param['default']}`") in page
+
+
+def test_pages_and_json_carry_the_same_facts_of_methods(tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    entries = listed("methods")
     assert set(entries) == set(METHODS)
-    index = (tmp_path / "index.md").read_text()
+    index = (tmp_path / "methods" / "index.md").read_text()
     for name, facts in entries.items():
-        page = (tmp_path / f"{name}.md").read_text()
+        page = (tmp_path / "methods" / f"{name}.md").read_text()
         assert f"]({name}.md)" in index
         assert "```math\n" in page
         assert ("This is a reading of the paper" in page) == facts["reading"]
         for item in facts["provenance"]:
             assert item["text"].split("``")[0] in page
-        for key, param in facts["params"].items():
-            assert f"| `{key}` |" in page
-            assert f"`{param['default']}`" in page
+        check_parameters(page, facts["params"])
+
+
+def test_pages_and_json_carry_the_same_facts_of_networks(tmp_path: Path) -> None:
+    write_pages(tmp_path)
+    entries = listed("nets")
+    assert set(entries) == set(discover.names("nets"))
+    index = (tmp_path / "networks" / "index.md").read_text()
+    for name, facts in entries.items():
+        page = (tmp_path / "networks" / f"{name}.md").read_text()
+        assert f"]({name}.md)" in index
+        assert "``" not in page.replace("```", "")
+        assert ("comes with trained weights" in page) == facts["trained"]
+        check_parameters(page, facts["params"])
+    assert entries["lcovnet"]["dims"] == [3]
+    assert "```python\nsizes = {" in (tmp_path / "networks" / "exported.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from kdpipe.atomic import write_json
-from kdpipe.cards import Access, Archive, Generator, Labels, Layout
-from kdpipe.data import phantom
+from kdpipe.cards import Access, Archive, Generator, Layout
+from kdpipe.data import phantom, phantom_brain
 from kdpipe.data.layout import index, write_manifest
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.labels import Labels
 from kdpipe.provenance import code_digest, digest
 
 log = logging.getLogger(__name__)
 MARKER = "generated.json"
+GENERATORS = {"ct_abdomen": phantom, "brain_tumour": phantom_brain}
 
 
 def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
@@ -46,7 +50,8 @@ def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
             )
         names = {index: name for name, index in run["structures"].items()}
         labels = Labels(raw={0: "background", **names})
-        _generate(raw, Generator.model_validate(run["generator"]), labels)
+        generator: Generator = TypeAdapter(Generator).validate_python(run["generator"])
+        _generate(raw, generator, labels)
         source = raw
     elif source is None:
         files = [Archive.model_validate(file) for file in run["files"]]
@@ -60,8 +65,9 @@ def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
 
 def _generate(raw: Path, generator: Generator, labels: Labels) -> None:
     """Generate phantoms into `raw`, unless it holds exactly these; `raw` is never half full."""
+    module = GENERATORS[generator.kind]
     wanted = digest(
-        generator.model_dump(mode="json"), labels.structures, code_digest(phantom.__name__)
+        generator.model_dump(mode="json"), labels.structures, code_digest(module.__name__)
     )
     if _marker(raw) == wanted:
         log.info("%s is up to date", raw)
@@ -72,7 +78,7 @@ def _generate(raw: Path, generator: Generator, labels: Labels) -> None:
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=raw.parent) as temporary:
         fresh = Path(temporary) / "fresh"
         fresh.mkdir()
-        phantom.generate(fresh, generator, labels)
+        module.generate(fresh, generator, labels)
         write_json(fresh / MARKER, {"digest": wanted})
         if raw.exists():
             raw.rename(Path(temporary) / "old")

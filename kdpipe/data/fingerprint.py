@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.cards import Labels
 from kdpipe.data.geometry import Grid, to_array
+from kdpipe.labels import Labels
 
 PERCENTILES = (0.5, 50.0, 99.5)
 

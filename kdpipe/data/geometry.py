@@ -7,7 +7,7 @@ case share their axes up to order and sign, so one coordinate vector an axis des
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,14 +65,14 @@ class Grid(NamedTuple):
         step = self.axes * np.asarray(self.spacing)
         return (np.asarray(self.origin)[:, None] + step @ index).T
 
-    def respaced(self, spacing: Sequence[float]) -> Grid:
+    def respaced(self, spacing: Sequence[float | None]) -> Grid:
         """Return the grid of `spacing` mm with the same first corner that covers this one.
 
-        An axis whose spacing is as wanted already is kept as it is.
+        An axis whose spacing is as wanted already, or None, is kept as it is.
         """
         size, steps, shift = [], [], []
         for n, old, new in zip(self.size, self.spacing, spacing, strict=True):
-            if math.isclose(old, new, rel_tol=SAME_SPACING):
+            if new is None or math.isclose(old, new, rel_tol=SAME_SPACING):
                 new = old
             size.append(max(1, math.ceil(n * old / new - ON_A_VOXEL)))
             steps.append(float(new))
@@ -143,18 +143,23 @@ def argmax_classes(scores: np.ndarray) -> np.ndarray:
 
 
 def labels_at(
-    labels: np.ndarray, coordinates: Coordinates, scores: np.ndarray | None = None
+    labels: np.ndarray,
+    coordinates: Coordinates,
+    scores: np.ndarray | None = None,
+    decode: Callable[[np.ndarray], np.ndarray] = argmax_classes,
 ) -> np.ndarray:
-    """Label the points of a rectilinear grid by the largest linearly interpolated score.
+    """Label the points of a rectilinear grid by the linearly interpolated scores.
 
-    If all eight voxels around a point have one label, so has the point: that label's score stays
-    the largest under any convex combination. Only the other points are interpolated, in blocks,
-    so memory does not grow with the number of classes times the number of points.
+    If all eight voxels around a point have one label, so has the point: the largest score stays
+    the largest, and the sign of a region's score stays the same, under any convex combination.
+    Only the other points are interpolated, in blocks, so memory does not grow with the number of
+    classes times the number of points.
 
     Args:
-        labels: (X, Y, Z) uint8; the argmax of `scores` where those are given.
+        labels: (X, Y, Z) uint8; what `decode` makes of `scores` where those are given.
         coordinates: three vectors, in voxels; beyond the edge the nearest voxel counts.
         scores: (K, X, Y, Z) finite; None stands for the one-hot code of `labels`.
+        decode: scores (K, ...) -> labels (...), see `kdpipe.data.targets.Targets.decode`.
 
     Returns:
         uint8, as long along each axis as the vectors; ties go to the lowest class.
@@ -173,7 +178,10 @@ def labels_at(
         block = mixed[begin : begin + _POINTS]
         where = np.unravel_index(block, result.shape)
         corners = list(_corners(where, low, high, weight, labels.shape))
-        result.ravel()[block] = _vote(labels.ravel(), scores, corners)
+        if scores is not None:
+            result.ravel()[block] = decode(_weighted(scores, corners))
+        else:
+            result.ravel()[block] = _vote(labels.ravel(), corners)
     return result
 
 
@@ -206,14 +214,17 @@ def _corners(where: Any, low: Any, high: Any, weight: Any, shape: tuple[int, ...
                 yield np.ravel_multi_index((x, y, z), shape), weight_x * weight_y * weight_z
 
 
-def _vote(labels: np.ndarray, scores: np.ndarray | None, corners: list[Any]) -> np.ndarray:
-    """Return the class with the largest weighted sum over the corners, one a point."""
+def _weighted(scores: np.ndarray, corners: list[Any]) -> np.ndarray:
+    """Return the scores (K, N) interpolated at N points."""
+    total = np.zeros((len(scores), len(corners[0][0])), np.float32)
+    for index, weight in corners:
+        total += scores[:, index] * weight.astype(np.float32)
+    return total
+
+
+def _vote(labels: np.ndarray, corners: list[Any]) -> np.ndarray:
+    """Return the label with the largest weighted sum over the corners, one a point."""
     points = np.arange(len(corners[0][0]))
-    if scores is not None:
-        total = np.zeros((len(scores), len(points)), np.float32)
-        for index, weight in corners:
-            total += scores[:, index] * weight.astype(np.float32)
-        return total.argmax(axis=0).astype(np.uint8)
     votes = [(labels[index], weight) for index, weight in corners]
     total = np.zeros((1 + max(int(label.max()) for label, _ in votes), len(points)))
     for label, weight in votes:

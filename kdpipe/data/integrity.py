@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.cards import Labels
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.errors import DataError
 from kdpipe.images.files import count_non_finite, is_nifti
+from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
     from kdpipe.data.layout import Case
@@ -29,31 +29,54 @@ _NON_FINITE = "{} voxels are NaN or infinite; fill them or replace the file"
 
 
 def read_case(case: Case) -> tuple[list[sitk.Image], sitk.Image]:
-    """Read the images, one a channel, and the label map of a case.
+    """Read the images, one a channel, and the label map of a case, as volumes.
 
-    A 4D image (Medical Segmentation Decathlon) becomes one 3D image a volume.
+    A 4D image (Medical Segmentation Decathlon) becomes one 3D image a volume, a colour picture
+    one a colour. A 2D image is a volume of one slice.
 
     Raises:
-        DataError: for a missing, damaged, truncated or unreadable file, or one that is not 3D.
+        DataError: for a missing, damaged, truncated or unreadable file, or one that is neither 2D
+            nor 3D.
     """
     images = [read_volume(file, case.case) for file in case.images]
     label = read_volume(case.label, case.case)
-    if label.GetDimension() != 3:
-        raise _error(case, case.label, f"label map has {label.GetDimension()} axes", "store 3D")
-    if len(images) == 1 and images[0].GetDimension() == 4:
-        images = [images[0][..., i] for i in range(images[0].GetSize()[3])]
-    for image, file in zip(images, case.images, strict=len(case.images) != 1):
-        if image.GetDimension() != 3:
-            what = f"image has {image.GetDimension()} axes, 3 are expected"
-            raise _error(case, file, what, "store one 3D file a channel, or one 4D file in all")
-    return images, label
+    if label.GetNumberOfComponentsPerPixel() != 1:
+        what = "label map of colour or vector voxels"
+        raise _error(case, case.label, what, "store one label id a voxel")
+    if len(images) == 1:
+        images = _channels(images[0])
+    files = case.images if len(case.images) == len(images) else case.images * len(images)
+    for image, file, what in (
+        *zip(images, files, ["image"] * len(images), strict=True),
+        (label, case.label, "label map"),
+    ):
+        if image.GetDimension() not in (2, 3):
+            axes = f"{what} has {image.GetDimension()} axes, 2 or 3 are expected"
+            raise _error(case, file, axes, "store one file a channel, or one 4D file in all")
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            mend = "store one number a voxel, or one colour picture in all"
+            raise _error(case, file, f"{what} of colour or vector voxels", mend)
+    return [_as_volume(image) for image in images], _as_volume(label)
+
+
+def _channels(image: sitk.Image) -> list[sitk.Image]:
+    if image.GetDimension() == 4:
+        return [image[..., i] for i in range(image.GetSize()[3])]
+    colours = image.GetNumberOfComponentsPerPixel()
+    if colours > 1:
+        return [sitk.VectorIndexSelectionCast(image, i) for i in range(colours)]
+    return [image]
+
+
+def _as_volume(image: sitk.Image) -> sitk.Image:
+    return sitk.JoinSeries(image) if image.GetDimension() == 2 else image
 
 
 def read_volume(file: Path, case: str) -> sitk.Image:
     """Read one image of any dimension after checking the file's checksum and length.
 
     Raises:
-        DataError: for a missing, damaged, truncated or unreadable file, or colour voxels.
+        DataError: for a missing, damaged, truncated or unreadable file.
     """
     where = f"case {case!r}, {file}"
     if not file.is_file():
@@ -71,8 +94,6 @@ def read_volume(file: Path, case: str) -> sitk.Image:
         raise DataError(f"{where}: not readable ({reason}); {mend}") from None
     if wrong:
         raise DataError(f"{where}: {_NON_FINITE.format(wrong)}")
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"{where}: colour or vector voxels; store one number a voxel")
     return image
 
 
@@ -108,9 +129,9 @@ def check_case(
 
 def _check_grid(case: Case, file: Path, image: sitk.Image, reference: sitk.Image) -> None:
     size, expected = image.GetSize(), reference.GetSize()
-    if min(size) < 2:
-        what = f"shape {size}: every axis needs at least 2 voxels"
-        raise _error(case, file, what, "kdpipe works on volumes; stack single slices")
+    if min(size[:2]) < 2:
+        what = f"shape {size}: only the last axis may have a single voxel"
+        raise _error(case, file, what, "store slices along the last axis, or a 2D picture")
     if size != expected:
         what = f"shape {size} differs from the first image's {expected}"
         raise _error(case, file, what, "pair the right files or resample one onto the other")
@@ -146,6 +167,8 @@ def _check_label(case: Case, label: sitk.Image, labels: Labels) -> list[str]:
         raise _error(case, case.label, what, "mend the card's labels.raw or the label map")
     present = {int(value) for value in found}
     if not present - {0}:
+        if label.GetSize()[2] == 1:  # a slice may show nothing
+            return ["empty label map"]
         mend = "replace the file or take the case out of the data set"
         raise _error(case, case.label, "empty label map, no foreground voxel", mend)
     if labels.may_be_absent == "all":

@@ -19,7 +19,7 @@ from typing import Any
 from kdpipe.atomic import write_text
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.images.files import SUFFIXES
+from kdpipe.images.files import SUFFIXES, case_name
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -182,7 +182,7 @@ def _check_complete(
     """A case that `dataset.json` lists must be there: half an unpacked archive is an error."""
     entries = description.get("training", [])
     names = [Path(e["label"]).name for e in entries if isinstance(e, dict) and "label" in e]
-    listed = {re.sub(r"\.(nii\.gz|nii|nrrd|mha)$", "", name) for name in names}
+    listed = {case_name(Path(name)) or name for name in names}
     wanted = {case for case in listed if re.fullmatch(layout.case_pattern, case)}
     if lost := sorted(wanted - set(cases)):
         raise DataError(

@@ -2,40 +2,44 @@
 
 The anatomy is that of an adult at about a quarter of the size, so that a case fits a small grid.
 It is described in body coordinates `u`, shape `(X, Y, Z, 3)`: the trunk is the unit ellipse in x
-and y, and +x, +y, +z point to the patient's right, front and head (RAS+). Each structure
-is a field that is negative inside. A voxel's HU is blended by the share of it that lies inside
-(partial volume), its label is decided at its centre.
+and y.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.orientations import axcodes2ornt, ornt_transform
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.interpolate import make_interp_spline
-from scipy.spatial import cKDTree
 
 from kdpipe.atomic import write_json
-from kdpipe.cards import Generator, Labels
-from kdpipe.errors import ConfigError, did_you_mean
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from kdpipe.cards import CtAbdomen
+from kdpipe.data._phantoms import (
+    Array,
+    Body,
+    Mask,
+    VoxelGrid,
+    absent_structure,
+    check_shapes,
+    draw_grid,
+    label_ids,
+    save,
+    scanner_noise,
+    share_inside,
+)
+from kdpipe.labels import Labels
 
 STRUCTURES = ("background", "liver", "kidney", "spleen", "duct", "tumour")
 LIVER, KIDNEY, SPLEEN, DUCT, TUMOUR = range(1, 6)
 ABSENT = (TUMOUR, KIDNEY, SPLEEN)
-ORIENTATIONS = ("RAS", "LPS", "LAS", "LPI", "PIR", "SAL")
+PARTS = {"tumour": "liver"}
 AIR = -1000.0
 HALF_WIDTH, HALF_HEIGHT = 42.0, 38.0  # mm, of the trunk and of the region that the organs fill
 FIELD_OF_VIEW = np.array([96.0, 96.0, 85.0])  # mm, what a grid aims at whatever its spacing
 
 
-def generate(folder: Path, generator: Generator, labels: Labels) -> None:
+def generate(folder: Path, generator: CtAbdomen, labels: Labels) -> None:
     """Write `generator.n_cases` phantoms to `folder` in the layout of the Decathlon.
 
     Case `i` is a function of `(generator, i)` other than `n_cases`, to the byte: more cases
@@ -49,18 +53,16 @@ def generate(folder: Path, generator: Generator, labels: Labels) -> None:
     Raises:
         ConfigError: for a structure that the generator does not know, or impossible grid sizes.
     """
-    ids = _label_ids(labels)
-    limits = list(zip(generator.shape_min, generator.shape_max, strict=True))
-    if not all(16 <= low <= high for low, high in limits):
-        raise ConfigError(f"generator: shape_min and shape_max need 16 <= min <= max, not {limits}")
+    ids = label_ids(labels, STRUCTURES, PARTS)
+    check_shapes(generator)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     entries = []
     for index in range(generator.n_cases):
         image, label = (f"{part}/phantom_{index:03d}.nii.gz" for part in ("imagesTr", "labelsTr"))
         hu, structures, affine, axes = make_case(generator, index)
-        _save(folder / image, hu, affine, axes)
-        _save(folder / label, ids[structures], affine, axes)
+        save(folder / image, hu, affine, axes)
+        save(folder / label, ids[structures], affine, axes)
         entries.append({"image": f"./{image}", "label": f"./{label}"})
     description = {
         "name": "phantom",
@@ -74,7 +76,7 @@ def generate(folder: Path, generator: Generator, labels: Labels) -> None:
 
 
 def make_case(
-    generator: Generator, index: int
+    generator: CtAbdomen, index: int
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], Array, str]:
     """Return one phantom, in RAS+ axes, and how to store it.
 
@@ -83,18 +85,9 @@ def make_case(
         affine `(4, 4)` in mm of these axes; axis codes in which the case is to be stored.
     """
     rng = np.random.default_rng([generator.seed, index])
-    spacing = np.array(generator.spacings[rng.integers(len(generator.spacings))])
-    low, high = np.array(generator.shape_min), np.array(generator.shape_max)
-    ideal = np.clip(FIELD_OF_VIEW / spacing, low, high)
-    shape = np.round((ideal + rng.uniform(low, high)) / 2).astype(int)
-    axes = str(rng.choice(ORIENTATIONS))
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -spacing * shape / 2 + rng.uniform(-60, 60, 3)
-
-    every = generator.absent_every
-    lacks = every > 0 and index % every == every - 1
-    absent = ABSENT[index // every % len(ABSENT)] if lacks else 0
-    canvas = _Canvas(rng, spacing, shape)
+    grid = draw_grid(rng, generator, FIELD_OF_VIEW)
+    absent = absent_structure(generator, index, ABSENT)
+    canvas = _Canvas(rng, grid)
     _paint_trunk(canvas)
     _paint_bowel(canvas)
     _paint_organs(canvas, absent)
@@ -102,77 +95,38 @@ def make_case(
     _paint_duct(canvas)
     if absent != TUMOUR:
         _paint_tumours(canvas)
-    return _scan(canvas, generator.noise_sd), canvas.label, affine, axes
+    return _scan(canvas, generator.noise_sd), canvas.label, grid.affine, grid.axes
 
 
-class _Canvas:
+class _Canvas(Body):
     """Image and structure map under construction; structures are painted over one another."""
 
-    def __init__(self, rng: np.random.Generator, spacing: Array, shape: NDArray[np.int64]) -> None:
-        self.rng, self.spacing, self.shape = rng, spacing, tuple(shape.tolist())
+    def __init__(self, rng: np.random.Generator, grid: VoxelGrid) -> None:
+        super().__init__(rng, grid)
         self.hu = np.full(self.shape, AIR)
         self.label = np.zeros(self.shape, np.uint8)
-        self.mm = (np.moveaxis(np.indices(self.shape), 0, -1) - (shape - 1) / 2) * spacing
-        width = min(rng.normal(HALF_WIDTH, 2.5), 0.47 * shape[0] * spacing[0])
-        depth = min(rng.uniform(0.74, 0.84) * width, 0.47 * shape[1] * spacing[1])
+        extent = grid.shape * grid.spacing
+        width = min(rng.normal(HALF_WIDTH, 2.5), 0.47 * extent[0])
+        depth = min(rng.uniform(0.74, 0.84) * width, 0.47 * extent[1])
         self.half = np.array([width, depth, HALF_HEIGHT * rng.uniform(0.92, 1.08)])
-        # One smooth warp of everything makes each patient's anatomy, not only its size, different.
-        warp = np.stack([self.smooth(5) for _ in range(3)], axis=-1)
+        warp = self.warp()
         self.u = (self.mm + rng.normal(0, [1.0, 1.0, 3.0]) + 1.8 * warp) / self.half
         self.x, self.y, self.z = np.moveaxis(self.u, -1, 0)
-
-    def smooth(self, knots: int) -> Array:
-        """Smooth random field `(X, Y, Z)`, about standard normal; more `knots`, finer."""
-        field = self.rng.standard_normal((knots, knots, knots))
-        for size in self.shape:  # interpolates the first axis and moves it to the end
-            basis = ndimage.zoom(np.eye(knots), (size / knots, 1), order=3)
-            field = np.tensordot(field, basis, axes=(0, 1))
-        return field
 
     def trunk(self, scale: float) -> Array:
         """Field of the trunk, shrunk by `scale`: an ellipse, a little squarish."""
         radius = (np.abs(self.x) ** 2.3 + np.abs(self.y) ** 2.3) ** (1 / 2.3)
         return np.asarray(radius / scale - 1)
 
-    def ellipsoid(self, centre: ArrayLike, radii: ArrayLike, vary: float = 0.0) -> Array:
-        """Field of an ellipsoid in body coordinates; `vary` shifts and scales it at random."""
-        at = np.asarray(centre) + self.rng.normal(0, 0.5 * vary, 3)
-        size = np.asarray(radii) * (1 + self.rng.normal(0, vary, 3).clip(-2 * vary, 2 * vary))
-        return np.asarray(np.linalg.norm((self.u - at) / size, axis=-1) - 1)
-
-    def tube(self, points: ArrayLike, radius: float) -> Array:
-        """Field of a curved tube through `points` (body coordinates) with `radius` in mm."""
-        controls = np.asarray(points) * self.half
-        curve = make_interp_spline(np.linspace(0, 1, len(controls)), controls, k=3)
-        far = radius + 2 * self.spacing.max()
-        tree, where = cKDTree(curve(np.linspace(0, 1, 80))), (self.u * self.half).reshape(-1, 3)
-        distance, _ = tree.query(where, distance_upper_bound=far)
-        return np.asarray(np.minimum(distance, far).reshape(self.shape) - radius)
-
     def paint(
         self, field: Array, hu: float | Array, label: int = 0, where: Mask | None = None
     ) -> None:
         """Blend `hu` in where `field` is negative; `where` keeps off the other voxels."""
-        # field / |its change over one voxel| is the distance to the surface in voxels.
-        change = np.sum(np.abs(np.gradient(field)), axis=0)
-        share = np.clip(0.5 - field / np.maximum(change, 1e-6), 0, 1)
-        inside = field < 0
+        share, inside = share_inside(field), field < 0
         if where is not None:
             share, inside = share * where, inside & where
         self.hu += share * (hu - self.hu)
         self.label[inside] = label
-
-
-def _label_ids(labels: Labels) -> NDArray[np.uint8]:
-    """Return the table structure index -> label id; what `labels` leaves out is background."""
-    for name in labels.structures:
-        if name not in STRUCTURES[1:]:
-            raise ConfigError(
-                f"the phantom generator makes no {name!r}: {did_you_mean(name, STRUCTURES[1:])}"
-            )
-    ids = dict(labels.structures)
-    ids.setdefault("tumour", ids.get("liver", 0))  # a tumour is part of the liver
-    return np.array([ids.get(name, 0) for name in STRUCTURES], np.uint8)
 
 
 def _paint_trunk(canvas: _Canvas) -> None:
@@ -284,16 +238,6 @@ def _paint_tumours(canvas: _Canvas) -> None:
 
 def _scan(canvas: _Canvas, noise_sd: float) -> NDArray[np.int16]:
     """Add what a scanner adds: a smooth bias and slightly correlated noise; round to HU."""
-    noise = ndimage.gaussian_filter(canvas.rng.standard_normal(canvas.shape), 0.55)
-    hu = canvas.hu + 5 * canvas.smooth(4) + noise * (noise_sd / noise.std())
+    noise = scanner_noise(canvas.rng, canvas.shape, noise_sd)
+    hu = canvas.hu + 5 * canvas.smooth(4) + noise
     return np.asarray(np.round(hu.clip(-1024, 3071)), np.int16)
-
-
-def _save(file: Path, voxels: NDArray[np.generic], affine: Array, axes: str) -> None:
-    """Write NIfTI with the axes stored as `axes`, its affine to match, sform and qform alike."""
-    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
-    image = nib.Nifti1Image(voxels, affine).as_reoriented(turn)
-    image.set_sform(image.affine, code=1)
-    image.set_qform(image.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    nib.save(image, file)

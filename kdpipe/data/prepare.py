@@ -25,7 +25,6 @@ import pandas as pd
 import SimpleITK as sitk
 
 from kdpipe.atomic import atomic_path, write_json
-from kdpipe.cards import Labels, Preparation
 from kdpipe.data.fingerprint import describe, intensity_under
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.data.integrity import check_case, read_case
@@ -38,6 +37,8 @@ from kdpipe.data.store import (
     write_case,
 )
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.labels import Labels
+from kdpipe.presets import Preparation
 from kdpipe.progress import ProgressReport
 
 if TYPE_CHECKING:
@@ -173,8 +174,8 @@ def estimated_mb(case: Case, preset: Preparation) -> int:
         size, spacing = reader.GetSize(), reader.GetSpacing()
         voxels = float(np.prod(size))
         native += voxels
-        wanted = preset.spacing or spacing[:3]
-        prepared += voxels * float(np.prod(spacing[:3])) / float(np.prod(wanted))
+        steps = zip(preset.spacing or spacing, spacing, strict=False)
+        prepared += voxels * float(np.prod([old / (new or old) for new, old in steps]))
     return int((native * 32 + prepared * 24) / 2**20)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.cards import Preparation, Window, ZScore
 from kdpipe.data.geometry import Grid, labels_at, to_array, to_image
 from kdpipe.errors import DataError
+from kdpipe.presets import Intensity, Preparation, Rescale, Standardize, Window, ZScore
 
 CROP_MARGIN = 2
 """Voxels kept around the foreground, so that its border keeps some context."""
@@ -33,21 +33,25 @@ def prepare_images(
         image (C, X, Y, Z) float32, axes in the order of `preset.orientation`, in [0, 1] for a
         window and of mean 0 and standard deviation 1 for a z-score; and its geometry, which is
         JSON-serialisable: grids `native`, `oriented` and `prepared`, `orientation`, `crop_start`
-        (voxels), `intensity` and `pad_value`.
+        (voxels), `intensity` (what was done, one a channel) and `pad_value`.
 
     Raises:
         DataError: if nothing is left to see: all voxels outside the window or of one value.
     """
     native = Grid.of(images[0])
-    oriented = [sitk.DICOMOrient(image, preset.orientation) for image in images]
+    oriented = [_orient(image, preset.orientation) for image in images]
     grid = Grid.of(oriented[0])
     full = grid if preset.spacing is None else grid.respaced(preset.spacing)
     image = np.stack([_resample(channel, full, preset.image_interpolation) for channel in oriented])
-    foreground = _foreground(oriented, full, preset.intensity)
-    if isinstance(preset.intensity, Window):
-        intensity = _window(image, preset.intensity)
-    else:
-        intensity = _zscore(image, foreground, oriented, preset.intensity)
+    intensities = preset.intensities(len(images))
+    foreground = _foreground(oriented, full, intensities)
+    done = [
+        _scale(number, channel, mask, to_array(raw), intensity)
+        for number, (channel, mask, raw, intensity) in enumerate(
+            zip(image, foreground, oriented, intensities, strict=True)
+        )
+    ]
+    windowed = all(isinstance(intensity, Window) for intensity in intensities)
     box = _bounding_box(foreground.any(axis=0)) if preset.crop_foreground else _everything(full)
     image = np.ascontiguousarray(image[:, *box])
     prepared = full.cropped([side.start for side in box], image.shape[1:])
@@ -57,8 +61,8 @@ def prepare_images(
         "prepared": prepared._asdict(),
         "orientation": preset.orientation,
         "crop_start": [side.start for side in box],
-        "intensity": intensity,
-        "pad_value": float(image.min()) if isinstance(preset.intensity, Window) else 0.0,
+        "intensity": done,
+        "pad_value": float(image.min()) if windowed else 0.0,
     }
 
 
@@ -77,22 +81,28 @@ def prepare_label(label: sitk.Image, geometry: dict[str, Any]) -> np.ndarray:
     """
     native, prepared = (Grid.from_dict(geometry[name]) for name in ("native", "prepared"))
     on_image_grid = to_image(to_array(label).astype(np.uint8), native)
-    oriented = sitk.DICOMOrient(on_image_grid, geometry["orientation"])
+    oriented = _orient(on_image_grid, geometry["orientation"])
     coordinates, _ = Grid.of(oriented).coordinates_of(prepared)
     return labels_at(to_array(oriented), coordinates)
+
+
+def _orient(image: sitk.Image, orientation: str | None) -> sitk.Image:
+    return image if orientation is None else sitk.DICOMOrient(image, orientation)
 
 
 def _resample(image: sitk.Image, grid: Grid, interpolation: str) -> np.ndarray:
     """Return the image on `grid`, (X, Y, Z) float32, within the range of the input.
 
     Beyond the centres of the last voxels the nearest voxel counts. A B-spline overshoots beside
-    an edge; the clip takes that away.
+    an edge; the clip takes that away. It needs four voxels an axis: thinner images are
+    interpolated linearly.
     """
     image = sitk.Cast(image, sitk.sitkFloat32)
     voxels = to_array(image)
     if Grid.of(image) == grid:
         return np.ascontiguousarray(voxels)
-    kind = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}[interpolation]
+    spline = interpolation == "bspline" and min(image.GetSize()) >= 4
+    kind = sitk.sitkBSpline if spline else sitk.sitkLinear
     size, spacing, origin, direction = grid
     resampled = sitk.Resample(
         image, size, sitk.Transform(), kind, origin, spacing, direction, 0.0, sitk.sitkFloat32, True
@@ -101,7 +111,7 @@ def _resample(image: sitk.Image, grid: Grid, interpolation: str) -> np.ndarray:
 
 
 def _foreground(
-    oriented: Sequence[sitk.Image], grid: Grid, intensity: Window | ZScore
+    oriented: Sequence[sitk.Image], grid: Grid, intensities: Sequence[Intensity]
 ) -> np.ndarray:
     """Return where the raw image is above the window's low, or not zero: (C, X, Y, Z) bool.
 
@@ -109,7 +119,7 @@ def _foreground(
     a voxel would have exactly that value afterwards.
     """
     foreground = np.empty((len(oriented), *grid.size), bool)
-    for number, raw in enumerate(oriented):
+    for number, (raw, intensity) in enumerate(zip(oriented, intensities, strict=True)):
         voxels = to_array(raw)
         mask = voxels > intensity.low if isinstance(intensity, Window) else voxels != 0
         coordinates, _ = Grid.of(raw).coordinates_of(grid)
@@ -117,45 +127,54 @@ def _foreground(
     return foreground
 
 
-def _window(image: np.ndarray, window: Window) -> dict[str, Any]:
-    """Scale `image` (C, X, Y, Z) in place; return what was done."""
-    np.clip(image, window.low, window.high, out=image)
-    image -= window.low
-    image /= window.high - window.low
-    for number, channel in enumerate(image):
-        if channel.min() == channel.max():
-            raise DataError(
-                f"channel {number}: every voxel is on one side of the window [{window.low:g}, "
-                f"{window.high:g}]; check the image's units or the preset's window"
-            )
-    return window.model_dump()
+def _scale(
+    number: int, image: np.ndarray, foreground: np.ndarray, raw: np.ndarray, intensity: Intensity
+) -> dict[str, Any]:
+    """Scale one channel, `image` (X, Y, Z), in place; return what was done."""
+    done = intensity.model_dump()
+    if isinstance(intensity, ZScore):
+        return done | _zscore(number, image, foreground, raw, intensity)
+    if isinstance(intensity, Window | Standardize):
+        np.clip(image, intensity.low, intensity.high, out=image)
+    low, high = float(image.min()), float(image.max())
+    if isinstance(intensity, Window | Standardize) and low == high:
+        raise DataError(
+            f"channel {number}: every voxel is on one side of the window [{intensity.low:g}, "
+            f"{intensity.high:g}]; check the image's units or the preset's window"
+        )
+    if isinstance(intensity, Window):
+        image -= intensity.low
+        image /= intensity.high - intensity.low
+    elif isinstance(intensity, Standardize):
+        image -= intensity.mean
+        image /= intensity.sd
+    elif isinstance(intensity, Rescale):
+        image -= low
+        image /= high - low
+        done |= {"low": low, "high": high}
+    return done
 
 
 def _zscore(
-    image: np.ndarray, foreground: np.ndarray, oriented: Sequence[sitk.Image], zscore: ZScore
-) -> dict[str, Any]:
-    """Scale `image` (C, X, Y, Z) in place; return the statistics, one of each a channel.
+    number: int, image: np.ndarray, foreground: np.ndarray, raw: np.ndarray, zscore: ZScore
+) -> dict[str, float]:
+    """Scale `image` (X, Y, Z) in place; return the statistics.
 
     They come from the image before resampling. With `nonzero` the background stays 0, as in
     MONAI's `NormalizeIntensity`.
     """
-    means, deviations = [], []
-    for number, raw in enumerate(oriented):
-        voxels = to_array(raw)
-        values = voxels[voxels != 0] if zscore.nonzero else voxels
-        mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-        if deviation == 0:
-            raise DataError(
-                f"channel {number}: all non-zero voxels are equal, a z-score needs a spread; "
-                "replace the image or set nonzero: false in the preset"
-            )
-        image[number] -= mean
-        image[number] /= deviation
-        means.append(mean)
-        deviations.append(deviation)
+    values = raw[raw != 0] if zscore.nonzero else raw
+    mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    if deviation == 0:
+        raise DataError(
+            f"channel {number}: all non-zero voxels are equal, a z-score needs a spread; "
+            "replace the image or set nonzero: false in the preset"
+        )
+    image -= mean
+    image /= deviation
     if zscore.nonzero:
         image[~foreground] = 0
-    return {**zscore.model_dump(), "mean": means, "sd": deviations}
+    return {"mean": mean, "sd": deviation}
 
 
 def _bounding_box(foreground: np.ndarray) -> tuple[slice, ...]:

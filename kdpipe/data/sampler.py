@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from kdpipe.config import Augmentation
 from kdpipe.data.store import StoredCase
+from kdpipe.data.targets import Targets
+from kdpipe.settings import Augmentation
 
 
 @dataclass(frozen=True)
 class CropRecipe:
-    """How crops are drawn. `patch` in voxels; `foreground` is the share centred on structures."""
+    """How crops are drawn. `patch` in voxels; `foreground` is the share centred on structures.
+
+    A patch of two sides cuts slices along the third axis.
+    """
 
     patch: tuple[int, ...]
     foreground: float
@@ -33,31 +37,41 @@ class CropRecipe:
 class CropDataset(Dataset[dict[str, Tensor]]):
     """Random crops of prepared cases, addressed by ``(epoch, index)``.
 
-    An item is ``{"image": (C, *S) float32, "label": (*S) int64}``.
+    An item is ``{"image": (C, *S) float32, "label": ...}``, the label as `Targets.encode` gives
+    it: ``(*S)`` int64, or for regions ``(R, *S)`` of 0 and 1.
     """
 
-    def __init__(self, store: Path, cases: Sequence[str], num_classes: int, recipe: CropRecipe):
+    def __init__(self, store: Path, cases: Sequence[str], targets: Targets, recipe: CropRecipe):
         self.cases = [StoredCase(store / case) for case in cases]
-        self.classes = range(1, num_classes)
+        self.targets = targets
         self.recipe = recipe
+        self._box = (*recipe.patch, 1)[:3]  # what is cut out of the volume
         self._augment = _augmentation(recipe.augmentation, len(recipe.patch))
         self._voxels: dict[int, list[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
 
+    @property
+    def n_images(self) -> int:
+        """What a pass over the data shows: volumes, or for a patch of two sides slices."""
+        if len(self.recipe.patch) == 3:
+            return len(self.cases)
+        return sum(case.shape[2] for case in self.cases)
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key
         number = self._case_number(epoch, index)
         rng = np.random.default_rng([self.recipe.seed, epoch, index])
-        image, label = self.cases[number].crop(self._corner(number, rng), self.recipe.patch)
+        image, label = self.cases[number].crop(self._corner(number, rng), self._box)
+        channels, sides = len(image), self.recipe.patch
         item = {
-            "image": torch.from_numpy(np.ascontiguousarray(image, np.float32)),
-            "label": torch.from_numpy(np.ascontiguousarray(label, np.int64)[None]),
+            "image": torch.from_numpy(image.astype(np.float32)).reshape(channels, *sides),
+            "label": torch.from_numpy(label.astype(np.int64)).reshape(1, *sides),
         }
         self._augment.set_random_state(seed=int(rng.integers(2**31)))
         item = self._augment(item)
-        return {"image": item["image"], "label": item["label"][0].long()}
+        return {"image": item["image"], "label": self.targets.encode(item["label"][0].long())}
 
     def _case_number(self, epoch: int, index: int) -> int:
         """Walk through a fresh order of all cases as often as an epoch needs."""
@@ -69,12 +83,13 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         """Sampled voxels ``(N, 3)`` of each structure that the case has, read once."""
         if number not in self._voxels:
             case = self.cases[number]
-            self._voxels[number] = [case.foreground(c) for c in self.classes if c in case.classes]
+            classes = range(1, self.targets.n_labels)
+            self._voxels[number] = [case.foreground(c) for c in classes if c in case.classes]
         return self._voxels[number]
 
     def _corner(self, number: int, rng: np.random.Generator) -> tuple[int, ...]:
         """First voxel of a crop; crops stay inside the volume where it is large enough."""
-        shape, patch = self.cases[number].shape, self.recipe.patch
+        shape, patch = self.cases[number].shape, self._box
         structures = self._foreground(number)
         if structures and rng.random() < self.recipe.foreground:
             voxels = structures[rng.integers(len(structures))]
@@ -130,7 +145,7 @@ def _augmentation(settings: Augmentation, dims: int) -> Any:
             )
         )
     if settings.flip_probability > 0:
-        for axis in settings.flip_axes:
+        for axis in (axis for axis in settings.flip_axes if axis < dims):
             steps.append(transforms.RandFlipd(both, settings.flip_probability, axis))
     if settings.intensity_probability > 0:
         chance = settings.intensity_probability

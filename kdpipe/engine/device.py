@@ -48,9 +48,20 @@ def keep_freed_memory() -> None:
     half of the time of a small 3D network on a CPU. Values do not change; memory use grows.
     Does nothing where the C library is not glibc.
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc = _glibc()
+    if libc is None:
         return
-    libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 256 * 2**20)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return freed blocks to the kernel, so that resident memory tells what is used."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdpipe.config import Training
 from kdpipe.engine.device import autocast, compute_dtype
 from kdpipe.engine.optim import (
     build_critic_optimizer,
@@ -28,6 +27,7 @@ from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import Interrupted, TrainingDiverged
 from kdpipe.methods.base import Distiller, Outputs, Progress
 from kdpipe.progress import ProgressReport
+from kdpipe.settings import Training
 from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 
 logger = logging.getLogger(__name__)

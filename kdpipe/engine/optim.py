@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from kdpipe.config import Training
 from kdpipe.methods.base import Distiller
+from kdpipe.settings import Training
 
 
 def learnable(module: nn.Module, method: Distiller) -> list[nn.Parameter]:

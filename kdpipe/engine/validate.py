@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdpipe.data.store import StoredCase
+from kdpipe.data.targets import Targets
 from kdpipe.engine.device import autocast
 from kdpipe.infer.window import sliding_scores
 from kdpipe.metrics.overlap import dice
@@ -21,7 +22,7 @@ class Validator:
     Args:
         store: folder of prepared cases.
         cases: validation case ids.
-        num_classes: background included.
+        targets: what the channels stand for.
         patch: window size in voxels.
         overlap: of neighbouring windows.
         dtype: autocast type, None for full precision.
@@ -31,13 +32,13 @@ class Validator:
         self,
         store: Path,
         cases: Sequence[str],
-        num_classes: int,
+        targets: Targets,
         patch: Sequence[int],
         overlap: float,
         dtype: torch.dtype | None,
     ):
         self.cases = [StoredCase(store / case) for case in cases]
-        self.structures = {str(index): (index,) for index in range(1, num_classes)}
+        self.targets = targets
         self.patch, self.overlap, self.dtype = patch, overlap, dtype
 
     def __call__(self, network: nn.Module) -> float:
@@ -55,5 +56,5 @@ class Validator:
             tensor = torch.from_numpy(image).to(device)
             pad_value = case.geometry["pad_value"]
             scores = sliding_scores(network, tensor, self.patch, self.overlap, pad_value=pad_value)
-        predicted = scores.max(dim=0).indices.cpu().numpy()
-        return list(dice(label, predicted, self.structures).values())
+        predicted = self.targets.decode_tensor(scores).cpu().numpy()
+        return list(dice(label, predicted, self.targets.structures).values())

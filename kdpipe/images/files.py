@@ -14,7 +14,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", *PICTURES)
 _CHUNK = 1 << 20
 _FLOATS = {16: "f4", 64: "f8"}
 # header length -> struct format and offset of: dim, datatype, bits a voxel, first byte of voxels

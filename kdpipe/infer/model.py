@@ -1,4 +1,8 @@
-"""``model.pt``: weights together with all that is needed to build and to feed the network."""
+"""``model.pt``: weights together with all that is needed to build and to feed the network.
+
+A network that brings its own weights (TorchScript, a bundle, nnU-Net) is not copied: its
+``model.pt`` names its files with their digests.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.atomic import atomic_path
+from kdpipe.discover import trained_files
 from kdpipe.errors import DataError
 from kdpipe.nets.base import build_network, network_stages
+from kdpipe.provenance import file_digest
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,18 @@ def save_model(
         "format": _FORMAT,
         "run": run,
         "preparation": preparation,
-        "weights": {name: tensor.detach().cpu().clone() for name, tensor in weights.items()},
+        "sources": _sources(run["network"]),
     }
+    if not content["sources"]:
+        content["weights"] = {name: t.detach().cpu().clone() for name, t in weights.items()}
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
+    """File -> SHA-256 of what a network with weights of its own consists of; else nothing."""
+    files = trained_files(spec["name"], spec["params"])
+    return {str(file): file_digest(file) if file.is_file() else "" for file in files}
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -69,10 +83,20 @@ def load_model(path: Path) -> TrainedModel:
         if content["format"] != _FORMAT:
             raise DataError(f"{path}: model format {content['format']}, this is for {_FORMAT}")
         spec = content["run"]["network"]
+        if _sources(spec) != content["sources"]:
+            raise DataError(
+                f"{path}: files of the teacher in {spec['params']['path']} have changed or moved "
+                "since it was taken over; restore them, or run the study again"
+            )
         network = build_network(
-            spec["name"], spec["params"], spec["in_channels"], spec["out_channels"]
+            spec["name"],
+            spec["params"],
+            spec["in_channels"],
+            spec["out_channels"],
+            len(content["run"]["patch"]),
         )
-        network.load_state_dict(content["weights"])
+        if not content["sources"]:
+            network.load_state_dict(content["weights"])
     except (RuntimeError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: not a usable kdpipe model ({error}); train it again") from error
     network.eval().requires_grad_(False)

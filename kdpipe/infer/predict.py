@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from kdpipe.config import Inference
 from kdpipe.data.store import StoredCase
+from kdpipe.data.targets import Targets
 from kdpipe.infer.model import load_model
 from kdpipe.infer.restore import restore_case
 from kdpipe.infer.window import sliding_scores
 from kdpipe.progress import ProgressReport
+from kdpipe.settings import Inference
 
 
 def predict_cases(
@@ -39,7 +40,7 @@ def predict_cases(
         DataError: a case or the model cannot be read.
     """
     trained = load_model(model)
-    network = trained.network.to(device)
+    network, targets = trained.network.to(device), Targets.of(trained.run)
     out.parent.mkdir(parents=True, exist_ok=True)
     for abandoned in out.parent.glob(f".tmp-{out.name}-*"):  # of a run that was killed
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -57,7 +58,7 @@ def predict_cases(
                     settings.window_batch,
                     stored.geometry["pad_value"],
                 )
-                restore_case(scores.cpu().numpy(), stored.geometry, temporary, case)
+                restore_case(scores.cpu().numpy(), stored.geometry, targets, temporary, case)
                 report.advance(note=case)
         if out.exists():
             shutil.rmtree(out)

@@ -9,22 +9,23 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.atomic import atomic_path
-from kdpipe.data.geometry import ON_A_VOXEL, Grid, argmax_classes, labels_at, to_image
+from kdpipe.data.geometry import ON_A_VOXEL, Grid, labels_at, to_image
+from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 
 
-def restore_labels(scores: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
+def restore_labels(scores: np.ndarray, geometry: dict[str, Any], targets: Targets) -> sitk.Image:
     """Return the label map of a case on its native grid, with the native affine.
 
     Where the grids differ by axis order, flips and crop only, voxels are copied. Otherwise each
-    class's score is interpolated linearly and the largest wins; a native voxel whose eight
+    channel's score is interpolated linearly, then turned into labels; a native voxel whose eight
     prepared neighbours agree needs no interpolation, so that no native score volume ever exists.
     Voxels outside the prepared (cropped) region are background.
 
     Args:
-        scores: (K, X, Y, Z) float, logits or probabilities, class 0 the background; ties go to
-            the lowest class.
+        scores: (K, X, Y, Z) float, logits.
         geometry: of the prepared case, `StoredCase.geometry`.
+        targets: what the channels stand for.
 
     Returns:
         uint8 image.
@@ -47,11 +48,13 @@ def restore_labels(scores: np.ndarray, geometry: dict[str, Any]) -> sitk.Image:
     ]
     labels = np.zeros([len(position) for position in coordinates], np.uint8)
     near = [position[where] for position, where in zip(coordinates, inside, strict=True)]
-    labels[np.ix_(*inside)] = labels_at(argmax_classes(scores), near, scores)
+    labels[np.ix_(*inside)] = labels_at(targets.decode(scores), near, scores, targets.decode)
     return to_image(labels.transpose(order), native)
 
 
-def restore_case(scores: np.ndarray, geometry: dict[str, Any], out: Path, case: str) -> Path:
+def restore_case(
+    scores: np.ndarray, geometry: dict[str, Any], targets: Targets, out: Path, case: str
+) -> Path:
     """Write `<out>/<case>.nii.gz` from the scores of a case, see `restore_labels`.
 
     Returns:
@@ -59,7 +62,7 @@ def restore_case(scores: np.ndarray, geometry: dict[str, Any], out: Path, case: 
     """
     file = out / f"{case}.nii.gz"
     try:
-        image = restore_labels(scores, geometry)
+        image = restore_labels(scores, geometry, targets)
     except DataError as error:
         raise DataError(f"case {case!r}: {error}") from None
     with atomic_path(file) as temporary:

@@ -22,15 +22,33 @@ def sliding_scores(
     Args:
         network: maps ``(B, C, *patch)`` to logits ``(B, K, *patch)``.
         image: ``(C, *S)``; where a side is smaller than the patch it is padded.
-        patch: window size in voxels.
+        patch: window size in voxels; with one side less than `image` has axes, the slices along
+            the last axis are predicted one by one.
         overlap: share in [0, 1) by which neighbouring windows overlap.
         window_batch: windows a forward pass.
         pad_value: what the image is padded with, as in training crops.
     """
+    if len(patch) == image.dim() - 2:
+        slices = image.movedim(-1, 0)
+        blocks = slices.split(max(1, window_batch))  # all slices at once would need much memory
+        scores = [_windows(network, b, patch, overlap, window_batch, pad_value) for b in blocks]
+        return torch.cat(scores).movedim(0, -1)
+    return _windows(network, image[None], patch, overlap, window_batch, pad_value)[0]
+
+
+def _windows(
+    network: nn.Module,
+    images: Tensor,
+    patch: Sequence[int],
+    overlap: float,
+    window_batch: int,
+    pad_value: float,
+) -> Tensor:
+    """Return the logits ``(B, K, *S)`` of images ``(B, C, *S)``."""
     from monai.inferers.utils import sliding_window_inference
 
     scores = sliding_window_inference(
-        image[None].float(),
+        images.float(),
         roi_size=tuple(patch),
         sw_batch_size=window_batch,
         predictor=network,
@@ -39,4 +57,4 @@ def sliding_scores(
         cval=pad_value,
     )
     assert isinstance(scores, Tensor)
-    return scores[0].float()
+    return scores.float()

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +43,7 @@ def evaluate_folders(
     keys: Mapping[str, str] | None = None,
     cases: Sequence[str] | None = None,
     references: Mapping[str, Path] | None = None,
+    in_voxels: bool = False,
 ) -> pd.DataFrame:
     """Score every case of a reference folder that a prediction folder must hold under one name.
 
@@ -58,6 +59,7 @@ def evaluate_folders(
         cases: the cases to score; all of the references if None.
         references: case -> label map, where the references do not lie in one folder under
             the names of their cases; `reference` is then not read and may be None.
+        in_voxels: the files' spacing means nothing (pictures): distances are in voxels.
 
     Returns:
         Long table, one row a case, structure and metric, sorted by case: the columns of `keys`,
@@ -70,6 +72,8 @@ def evaluate_folders(
             case, a file that is unreadable, truncated or no label map, different grids.
     """
     job_protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    if in_voxels:
+        job_protocol = replace(job_protocol, distance_unit="voxel")
     _check_arguments(reference, structures, workers, keys or {}, references)
     reference_files = _list_cases(reference) if references is None else dict(references)
     selected = _select(reference_files, cases, reference)
@@ -166,9 +170,10 @@ def _score_files(job: _Job) -> list[Score]:
     reference = read_label_map(job.reference, job.case)
     prediction = read_label_map(job.prediction, job.case)
     check_same_grid(job.case, reference, prediction)
-    return score_case(
-        reference.labels, prediction.labels, reference.spacing_mm, job.structures, job.protocol
-    )
+    labels, spacing = (reference.labels, prediction.labels), reference.spacing_mm
+    if len(labels[0]) == 1:  # in 3D every voxel of a single slice would be surface
+        labels, spacing = (labels[0][0], labels[1][0]), spacing[1:]
+    return score_case(*labels, spacing, job.structures, job.protocol)
 
 
 def _table(scored: Iterable[tuple[_Job, list[Score]]], keys: Mapping[str, str]) -> pd.DataFrame:

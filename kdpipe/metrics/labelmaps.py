@@ -27,10 +27,10 @@ class LabelMap:
     """Labels of one file with their place in the world.
 
     Attributes:
-        labels: integer labels, shape `(Z, Y, X)` or `(Y, X)`.
+        labels: integer labels, shape `(Z, Y, X)`; a picture has one slice.
         spacing_mm: voxel spacing in the order of the array axes.
         origin: world position in mm of the first voxel, in ITK's x, y, z order.
-        direction: direction cosines, shape `(d, d)`, columns are the x, y, z axes of the image.
+        direction: direction cosines, shape `(3, 3)`, columns are the x, y, z axes of the image.
     """
 
     labels: np.ndarray
@@ -39,7 +39,7 @@ class LabelMap:
     direction: np.ndarray
 
     def corners(self) -> np.ndarray:
-        """World positions in mm of the outer corners of the image, shape `(2**d, d)`."""
+        """World positions in mm of the outer corners of the image, shape `(8, 3)`."""
         sizes, spacing = self.labels.shape[::-1], np.array(self.spacing_mm[::-1])
         index = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in sizes))))
         corners: np.ndarray = np.array(self.origin) + (index * spacing) @ self.direction.T
@@ -58,7 +58,8 @@ def read_label_map(path: Path, case: str) -> LabelMap:
     """Read a 2D or 3D label map.
 
     Args:
-        path: a .nii.gz, .nii, .nrrd or .mha file.
+        path: a .nii.gz, .nii, .nrrd or .mha file, or a picture such as .png, which is a volume of
+            one slice.
         case: name of the case, for messages.
 
     Raises:
@@ -84,12 +85,13 @@ def read_label_map(path: Path, case: str) -> LabelMap:
         )
     if not_finite:
         raise _not_whole(not_finite, "NaN or infinity", path, case)
-    dimension = image.GetDimension()
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
     return LabelMap(
         labels=_as_labels(sitk.GetArrayFromImage(image), path, case),
         spacing_mm=image.GetSpacing()[::-1],
         origin=image.GetOrigin(),
-        direction=np.array(image.GetDirection()).reshape(dimension, dimension),
+        direction=np.array(image.GetDirection()).reshape(3, 3),
     )
 
 

@@ -6,18 +6,18 @@ form, as `submodule`; the innermost `submodule` is the bottom layer. Level 0 is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import nn
 
 from kdpipe.errors import ConfigError
+from kdpipe.nets._strides import Strides, check_strides, reduction
 from kdpipe.nets.base import INPUT, initialise
 
 
 def build_unet(
     channels: Sequence[int],
-    strides: Sequence[int],
+    strides: Strides,
     residual_units: int,
     init: str,
     *,
@@ -28,20 +28,20 @@ def build_unet(
     """Build MONAI's ``UNet`` with its defaults: instance norm without affine, PReLU, kernel 3."""
     from monai.networks.nets.unet import UNet  # costs seconds
 
-    check_levels(channels, strides)
+    check_levels(channels, strides, spatial_dims)
     network = UNet(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         out_channels=out_channels,
         channels=tuple(channels),
-        strides=tuple(strides),
+        strides=tuple(strides),  # type: ignore[arg-type]  # per axis too, as its layers do
         num_res_units=residual_units,
     )
     initialise(network, init)
     return network
 
 
-def unet_stages(channels: Sequence[int], strides: Sequence[int], residual: bool) -> dict[str, str]:
+def unet_stages(channels: Sequence[int], strides: Strides, residual: bool) -> dict[str, str]:
     """Return the stages of a U-Net with `n` channels entries: n-1 levels and the bottom.
 
     With ``level = n-1-k``, ``dec<k>`` has ``channels[level-1]`` channels at a stride of
@@ -63,23 +63,22 @@ def unet_stages(channels: Sequence[int], strides: Sequence[int], residual: bool)
     return places | {"penult": f"model.2{INPUT}", "logits": "model.2"}
 
 
-def unet_divisor(channels: Sequence[int], strides: Sequence[int]) -> int:
-    """Return the reduction from input to bottom layer, of which patch sides are multiples."""
+def unet_divisor(channels: Sequence[int], strides: Strides) -> int | tuple[int, ...]:
+    """Return the reduction from image to bottom layer, per axis where any stride is."""
     check_levels(channels, strides)
-    return math.prod(strides)
+    return reduction(strides)
 
 
-def check_levels(channels: Sequence[int], strides: Sequence[int]) -> None:
-    """Raise ConfigError unless there is one stride fewer than channels, and all are positive."""
-    if len(strides) != len(channels) - 1:
-        raise ConfigError(
-            f"{len(channels)} channels need {len(channels) - 1} strides, one between each two "
-            f"levels; channels are {list(channels)}, strides {list(strides)}"
-        )
-    if min(*channels, *strides) < 1:
-        raise ConfigError(
-            f"channels {list(channels)} and strides {list(strides)} must all be 1 or more"
-        )
+def check_levels(
+    channels: Sequence[int], strides: Strides, spatial_dims: int | None = None
+) -> None:
+    """Raise ConfigError unless all channels are positive and `strides` fit their number.
+
+    See `kdpipe.nets._strides.check_strides`.
+    """
+    if min(channels) < 1:
+        raise ConfigError(f"channels {list(channels)} must all be 1 or more")
+    check_strides(strides, len(channels), spatial_dims, of="channels")
 
 
 def _path(level: int) -> str:

@@ -35,7 +35,7 @@ Where is a module path: ``"model.2"`` is the module's output, ``"model.2:input"`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -70,7 +70,7 @@ def build_network(
             network that is not for `spatial_dims`.
     """
     module, parsed = _entry(name, params)
-    check_dims(name, spatial_dims)
+    discover.check_dims(name, spatial_dims)
     network: nn.Module = module.build(
         parsed, in_channels=in_channels, out_channels=out_channels, spatial_dims=spatial_dims
     )
@@ -83,20 +83,6 @@ def network_stages(name: str, params: Mapping[str, Any]) -> dict[str, str]:
     return dict(module.stages(parsed))
 
 
-def check_dims(name: str, spatial_dims: int) -> None:
-    """Raise ConfigError unless the network can be built for 2 or 3 spatial dimensions.
-
-    Read from the source, without importing it.
-    """
-    dims = discover.constant("nets", name, "DIMS", (2, 3))
-    if spatial_dims not in dims:
-        raise ConfigError(
-            f"network {name!r} is for {' or '.join(map(str, dims))}D, the patch has "
-            f"{spatial_dims} sides: take another network, or a preset whose patch has "
-            f"{dims[0]} sides (two sides: slices)"
-        )
-
-
 def check_patch(name: str, params: Mapping[str, Any], patch: Sequence[int]) -> None:
     """Check that a patch of ``len(patch)`` sides, in voxels, fits the network.
 
@@ -105,7 +91,7 @@ def check_patch(name: str, params: Mapping[str, Any], patch: Sequence[int]) -> N
             a single voxel, of which a normalisation layer has no statistics.
     """
     module, parsed = _entry(name, params)
-    check_dims(name, len(patch))
+    discover.check_dims(name, len(patch))
     if hasattr(module, "fixed_patch"):
         _check_fixed(name, module.fixed_patch(parsed), patch)
         return
@@ -186,18 +172,27 @@ def dry_forward(network: nn.Module, input_shape: Sequence[int]) -> Tensor:
         device = next((value.device for value in network.parameters()), None)
         zeros: Tensor = network(torch.zeros(tuple(input_shape), device=device))
         return zeros
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    shapes = {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+    shapes = {name: torch.empty_like(value, device="meta") for name, value in _own(network)}
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     dtype = next((value.dtype for value in network.parameters()), torch.float32)
     try:
         image = torch.empty(tuple(input_shape), dtype=dtype, device="meta")
-        output: Tensor = torch.func.functional_call(network, shapes, (image,))
+        output: Tensor = torch.func.functional_call(network, shapes, (image,), tie_weights=False)
     finally:
         for module, training in modes:
             module.training = training
     return output
+
+
+def _own(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name; each module's once, even if it is registered twice.
+
+    Such a module would else be given its stand-ins twice, and keep the first ones.
+    """
+    for path, module in network.named_modules():
+        for tensors in (module.named_parameters, module.named_buffers):
+            yield from tensors(prefix=path, recurse=False, remove_duplicate=False)
 
 
 def _entry(name: str, params: Mapping[str, Any]) -> tuple[ModuleType, discover.Parameters]:

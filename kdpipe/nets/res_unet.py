@@ -26,7 +26,9 @@ class Params(Parameters):
     """Parameters of the network."""
 
     channels: tuple[int, ...] = Field((64, 128, 256, 512), min_length=3, description="finest first")
-    strides: tuple[int, ...] = Field((2, 2, 2), description="one fewer than channels")
+    strides: tuple[int | tuple[int, ...], ...] = Field(
+        (2, 2, 2), description="one fewer than channels, each one number or one an axis"
+    )
     residual_units: int = Field(2, ge=1, description="convolutions a residual unit of the encoder")
     init: Literal["kaiming", "default"] = Field("kaiming", description="see nets.base.initialise")
 
@@ -49,6 +51,6 @@ def stages(params: Params) -> dict[str, str]:
     return unet_stages(params.channels, params.strides, residual=True)
 
 
-def divisor(params: Params) -> int:
-    """Return the number that patch sides are multiples of."""
+def divisor(params: Params) -> int | tuple[int, ...]:
+    """Return the number that patch sides are multiples of, per axis where strides are."""
     return unet_divisor(params.channels, params.strides)

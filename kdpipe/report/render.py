@@ -135,12 +135,24 @@ def _main_columns(lines: pd.DataFrame) -> dict[str, str]:
         "missed": str(lines.loc[[OVERALL], "n_missed"].max()),
         "params": f"{any_line['parameters'] / 1e6:.3f} M",
         "MACs": f"{any_line['macs'] / 1e9:.3f} G",
+        "CPU ms": _rounded(any_line["cpu_ms"]),
+        "CPU MB": _rounded(any_line["cpu_mb"]),
+        "GPU ms": _rounded(any_line["gpu_ms"]),
+        "GPU MB": _rounded(any_line["gpu_mb"]),
     }
 
 
+def _rounded(value: float) -> str:
+    """Three digits, no decimals of a large number; nothing where it was not measured."""
+    if np.isnan(value):
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _without_constants(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Leave out data and split where they say the same in every row."""
+    """Leave out data and split where they are the same in every row, and GPU where none was."""
     constant = {name for name in ("data", "split") if len({row[name] for row in rows}) == 1}
+    constant |= {name for name in ("GPU ms", "GPU MB") if not any(row.get(name) for row in rows)}
     return [{name: text for name, text in row.items() if name not in constant} for row in rows]
 
 

@@ -7,7 +7,7 @@ mean and the standard deviation of the seeds' means (ddof 1; nothing where there
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,17 @@ from kdpipe.report.render import OVERALL, ROW, render_latex, render_markdown
 CELL = [*ROW, "seed"]
 _INTEGERS = ("fold", "seed")
 _SCORES = [*CELL, "case", "structure", "metric", "protocol", "value", "unit", "status"]
-_COSTS = ["parameters", "macs", "seconds"]
+#: column -> where ``profile.json`` has it
+_COSTS = {
+    "parameters": ("parameters",),
+    "macs": ("macs",),
+    "cpu_ms": ("cpu", "latency_ms"),
+    "cpu_mb": ("cpu", "peak_mb"),
+    "gpu_ms": ("cuda", "latency_ms"),
+    "gpu_mb": ("cuda", "peak_mb"),
+}
+#: what not every machine can tell, a GPU's share for instance
+_OPTIONAL = {"cpu_mb", "gpu_ms", "gpu_mb"}
 _HIGHER_IS_BETTER = {"dice"}
 _MISSED = {"missing_in_prediction", "missing_in_reference"}
 
@@ -31,8 +41,8 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     """Write ``scores.csv``, ``results.csv``, ``results.md`` and ``results.tex`` into `out`.
 
     Args:
-        run: the study's name, its cells, each with its folder and its keys, and the methods
-            (by their labels) that are readings of papers.
+        run: the study's name, its cells, each with its folder, the folder of its network's
+            profile and its keys, and the methods (by their labels) that are readings of papers.
         out: folder to write.
 
     Returns:
@@ -117,15 +127,29 @@ def _check_scores(table: pd.DataFrame, file: Path, keys: dict[str, Any]) -> None
 def _collect_costs(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for cell in cells:
-        file = Path(cell["folder"]) / "model.json"
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: unreadable ({error}). Train the cell again") from error
-        if lacking := [name for name in _COSTS if not isinstance(facts.get(name), int | float)]:
-            raise DataError(f"{file}: lacks numbers for {', '.join(lacking)}. Train the cell again")
-        rows.append(_keys(cell) | {name: facts[name] for name in _COSTS})
+        network = _read_numbers(Path(cell["profile"]) / "profile.json", _COSTS)
+        training = _read_numbers(Path(cell["folder"]) / "model.json", {"seconds": ("seconds",)})
+        rows.append(_keys(cell) | network | training)
     return pd.DataFrame(rows)
+
+
+def _read_numbers(file: Path, paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """Read the numbers that are at `paths` in a JSON file; NaN for those that may be missing."""
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: unreadable ({error}). Delete it and run again") from error
+    found = {name: _look_up(facts, path) for name, path in paths.items()}
+    lacking = [name for name, value in found.items() if np.isnan(value) and name not in _OPTIONAL]
+    if lacking:
+        raise DataError(f"{file}: lacks numbers for {', '.join(lacking)}. Delete it and run again")
+    return found
+
+
+def _look_up(facts: Any, path: Sequence[str]) -> float:
+    for key in path:
+        facts = facts.get(key) if isinstance(facts, dict) else None
+    return facts if isinstance(facts, int | float) else np.nan
 
 
 def _keys(cell: dict[str, Any]) -> dict[str, Any]:
@@ -141,13 +165,14 @@ def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         scores: tidy table of `kdpipe.metrics.folders`, with the key columns `CELL`.
-        costs: columns `CELL`, ``parameters``, ``macs`` and ``seconds``; one row a cell and seed.
+        costs: columns `CELL`, those of `_COSTS` and ``seconds``; one row a cell and seed.
 
     Returns:
         Columns `ROW`, ``structure`` (`OVERALL` is the mean over structures), ``metric``,
         ``protocol``, ``unit``, ``mean``, ``sd`` and ``n_seeds``; ``n_valid`` values and
         ``n_missed`` structures over all seeds; ``gain`` over the undistilled student (positive is
-        better); ``n_cases`` scored; ``parameters``, ``macs`` and ``training_seconds``.
+        better); ``n_cases`` scored; ``parameters``, ``macs``; ``cpu_ms``, ``gpu_ms`` (latency)
+        and ``cpu_mb``, ``gpu_mb`` (peak memory) of one window; ``training_seconds``.
 
     Raises:
         DataError: a cell is there twice, or has scores but no costs or the reverse; a structure
@@ -167,8 +192,7 @@ def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     results["gain"] = _gain(results)
     cases = scores.groupby(ROW, sort=False).agg(n_cases=("case", "nunique"))
     cost = costs.groupby(ROW, sort=False).agg(
-        parameters=("parameters", "first"),
-        macs=("macs", "first"),
+        **{name: (name, "first") for name in _COSTS},
         training_seconds=("seconds", "mean"),
     )
     of_row = cases.join(cost, validate="one_to_one").reset_index()

@@ -30,11 +30,27 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     """
     logits = _wide(logits)
     if _is_regions(logits, target):
-        inside = target.to(logits.dtype)
-        entropy = F.binary_cross_entropy_with_logits(logits, inside)
-        return _dice(logits.sigmoid(), inside).mean() + entropy
+        entropy = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+    else:
+        entropy = F.cross_entropy(logits, target)
+    return dice(logits, target) + entropy
+
+
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the soft Dice loss alone, as ACF-BCKD trains on BraTS; a scalar.
+
+    Equals MONAI's ``DiceLoss``, with ``to_onehot_y=True, softmax=True`` for classes and with
+    ``sigmoid=True`` for regions.
+
+    Args:
+        logits: ``(B, C, *S)``.
+        target: labels ``(B, *S)``, or regions ``(B, C, *S)``.
+    """
+    logits = _wide(logits)
+    if _is_regions(logits, target):
+        return _dice(logits.sigmoid(), target.to(logits.dtype)).mean()
     inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)
-    return _dice(logits.softmax(dim=1), inside).mean() + F.cross_entropy(logits, target)
+    return _dice(logits.softmax(dim=1), inside).mean()
 
 
 def focal_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +108,7 @@ def foreground_dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tens
 #: name in the configuration -> loss
 SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dice_ce": dice_ce,
+    "dice": dice,
     "focal_dice": focal_dice,
 }
 

@@ -11,11 +11,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from kdpipe.cards import Labels
 from kdpipe.data.integrity import check_case, read_case
 from kdpipe.data.layout import Case
 from kdpipe.errors import DataError
 from kdpipe.images.files import count_non_finite
+from kdpipe.labels import Labels
 
 SHAPE = (12, 10, 8)
 LABELS = Labels(raw={0: "background", 1: "liver", 2: "spleen"})
@@ -119,9 +119,9 @@ def empty_label(case: Case) -> Path:
     return save(case.label, np.zeros(SHAPE, np.uint8))
 
 
-def single_slice(case: Case) -> Path:
-    save(case.label, label_map()[:, :, 2:3])
-    return save(case.images[0], voxels()[:, :, 2:3])
+def single_row(case: Case) -> Path:
+    save(case.label, label_map()[2:3])
+    return save(case.images[0], voxels()[2:3])
 
 
 def two_dimensional(case: Case) -> Path:
@@ -143,6 +143,11 @@ def five_dimensional(case: Case) -> Path:
 def colour(case: Case) -> Path:
     rgb = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
     return save(case.images[0], rgb)
+
+
+def colour_label(case: Case) -> Path:
+    rgb = np.zeros(SHAPE, np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    return save(case.label, rgb)
 
 
 def sheared(case: Case) -> Path:
@@ -212,12 +217,13 @@ BAD: dict[Callable[[Case], Path], str] = {
     negative_id: "not in the card: -1",
     fractional_id: "no integers: 0.5",
     empty_label: "empty label map",
-    single_slice: "at least 2 voxels",
-    two_dimensional: "2 axes",
+    single_row: "only the last axis may have a single voxel",
+    two_dimensional: r"differs from the first image's \(12, 10, 1\)",
     four_dimensional: "2 channels found, the card names 1",
     four_dimensional_label: "4 axes",
     five_dimensional: "5 axes",
-    colour: "colour",
+    colour: "3 channels found, the card names 1",
+    colour_label: "label map of colour",
     sheared: "orthonormal",
     truncated: "damaged",
     short_inside: "the header promises",

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdpipe.cards import Generator, Labels, load_card
+from kdpipe.cards import CtAbdomen, load_card
+from kdpipe.data._phantoms import ORIENTATIONS
 from kdpipe.data.phantom import (
     DUCT,
     KIDNEY,
     LIVER,
-    ORIENTATIONS,
     SPLEEN,
     TUMOUR,
     generate,
     make_case,
 )
 from kdpipe.errors import ConfigError
+from kdpipe.labels import Labels
 
 CARD = load_card("phantom_ct")
 assert CARD.generator is not None
@@ -122,13 +123,13 @@ def test_every_nth_case_lacks_one_structure_in_turn(cases: list) -> None:
     }
     expected = {5: [TUMOUR], 11: [KIDNEY], 17: [SPLEEN], 23: [TUMOUR]}
     assert lacking == {index: expected.get(index, []) for index in range(N_CASES)}
-    complete = make_case(Generator(absent_every=0), 5)[1]
+    complete = make_case(CtAbdomen(absent_every=0), 5)[1]
     assert set(np.unique(complete).tolist()) == set(range(6))
 
 
 def test_edges_blend_and_noise_is_what_was_asked() -> None:
-    clean = make_case(Generator(noise_sd=0), 0)[0].astype(float)
-    noisy = make_case(Generator(noise_sd=40), 0)[0].astype(float)
+    clean = make_case(CtAbdomen(noise_sd=0), 0)[0].astype(float)
+    noisy = make_case(CtAbdomen(noise_sd=40), 0)[0].astype(float)
     inner = np.s_[10:-10, 10:-10, 5:-5]  # air is clipped at -1024, so not counted
     assert 36 < (noisy - clean)[inner].std() < 44
     profile = clean[:, clean.shape[1] // 2, clean.shape[2] // 2]
@@ -142,13 +143,13 @@ def test_a_case_depends_on_seed_and_index_only(tmp_path: Path, written: tuple[Pa
     for file in sorted(tmp_path.glob("*/*.nii.gz")):
         same = written[0] / file.parent.name / file.name
         assert file.read_bytes() == same.read_bytes(), file.name
-    first, other = make_case(Generator(seed=0), 0)[0], make_case(Generator(seed=1), 0)[0]
+    first, other = make_case(CtAbdomen(seed=0), 0)[0], make_case(CtAbdomen(seed=1), 0)[0]
     assert first.shape != other.shape or (first != other).any()
 
 
 def test_label_ids_go_by_name(tmp_path: Path) -> None:
     """A card may order the structures its own way, or leave some out."""
-    generator = Generator(n_cases=3, absent_every=0)
+    generator = CtAbdomen(n_cases=3, absent_every=0)
     generate(tmp_path, generator, Labels(raw={0: "background", 1: "spleen", 2: "liver"}))
     stored = nib.as_closest_canonical(nib.load(tmp_path / "labelsTr/phantom_000.nii.gz"))
     ids, structures = np.asanyarray(stored.dataobj), make_case(generator, 0)[1]
@@ -167,5 +168,5 @@ def test_label_ids_go_by_name(tmp_path: Path) -> None:
 )
 def test_wrong_cards(tmp_path: Path, generator: dict, labels: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        generate(tmp_path, Generator(**generator), Labels(raw=labels))
+        generate(tmp_path, CtAbdomen(**generator), Labels(raw=labels))
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from kdpipe.cards import load_card
 from kdpipe.data.layout import list_files
 from kdpipe.data.prepare import prepare_case
 from kdpipe.data.store import StoredCase
+from kdpipe.data.targets import Targets
 from kdpipe.infer.restore import restore_labels
 
 
@@ -35,7 +36,7 @@ def test_a_real_label_comes_back_to_the_voxel(hippocampus: Path, tmp_path: Path)
         assert stored.classes == (1, 2)
 
         scores = np.moveaxis(np.eye(3, dtype=np.float32)[label], -1, 0)
-        found = restore_labels(scores, stored.geometry)
+        found = restore_labels(scores, stored.geometry, Targets(3))
         native = nib.load(case.label)
         expected = np.asarray(native.dataobj)
         np.testing.assert_array_equal(sitk.GetArrayFromImage(found).T, expected)

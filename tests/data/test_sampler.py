@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from kdpipe.config import Augmentation
 from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
 from kdpipe.data.store import sample_foreground, write_case
+from kdpipe.data.targets import Targets
+from kdpipe.settings import Augmentation
 
 PLAIN = Augmentation(flip_probability=0, affine_probability=0, intensity_probability=0)
 SHAPES = {"a": (20, 17, 12), "b": (9, 30, 14), "c": (14, 14, 14)}
@@ -32,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dataset(store: Path, **changes: Any) -> CropDataset:
     recipe = {"patch": (12, 12, 12), "foreground": 0.5, "augmentation": Augmentation(), "seed": 3}
-    return CropDataset(store, list(SHAPES), 3, CropRecipe(**(recipe | changes)))
+    return CropDataset(store, list(SHAPES), Targets(3), CropRecipe(**(recipe | changes)))
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

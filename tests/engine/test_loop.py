@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.config import Training
 from kdpipe.engine.loop import Learner, Trainer
 from kdpipe.engine.optim import clip_gradients, learning_rate
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import Interrupted, TrainingDiverged
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
+from kdpipe.settings import Training
 
 STAGES = {"enc1": "0", "logits": "3"}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
+from nets.zoo import ZOO, networks
 from torch import Tensor, nn
 
 from kdpipe.engine.taps import TapRecorder, probe
@@ -14,11 +14,13 @@ from kdpipe.errors import ConfigError
 from kdpipe.methods.base import TapSpec
 from kdpipe.nets.base import build_network, network_stages
 
-SMALL: dict[str, dict[str, Any]] = {
-    "res_unet": {"channels": [8, 16, 24, 32]},
-    "segresnet": {"init_filters": 8, "blocks_down": [1, 1, 1, 1]},
-    "unet_tiny": {"channels": [4, 8, 12, 16]},
-}
+every_network = pytest.mark.parametrize("name", networks())
+TINY = ZOO["unet_tiny"].small
+
+
+def small_network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(name, ZOO[name].small, 1, 3, len(ZOO[name].small_patch))
 
 
 class Toy(nn.Module):
@@ -41,50 +43,65 @@ class Toy(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@every_network
 def test_output_and_gradients_stay_the_same_to_the_bit(name: str) -> None:
-    torch.manual_seed(0)
-    network = build_network(name, SMALL[name], 1, 3)
-    image = torch.randn(2, 1, 16, 24, 16)
+    network = small_network(name)
+    state = copy.deepcopy(network.state_dict())
+    weights = dict(network.named_parameters())
+    image = torch.randn(2, 1, *ZOO[name].small_patch)
 
-    def run() -> tuple[Tensor, list[Tensor]]:
+    def run() -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        torch.manual_seed(1)  # of dropout
+        network.load_state_dict(state)  # running averages
         output = network(image)
-        return output, list(torch.autograd.grad(output.square().sum(), list(network.parameters())))
+        loss = output.square().sum()
+        return output, torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
 
     plain, plain_gradients = run()
-    with TapRecorder(network, network_stages(name, SMALL[name])) as taps:
+    with TapRecorder(network, network_stages(name, ZOO[name].small)) as taps:
         tapped, tapped_gradients = run()
         assert taps.take()["logits"] is tapped
     assert torch.equal(plain, tapped)
-    for before, after in zip(plain_gradients, tapped_gradients, strict=True):
-        assert torch.equal(before, after)
+    for key, before, after in zip(weights, plain_gradients, tapped_gradients, strict=True):
+        assert (before is None and after is None) or torch.equal(before, after), key
 
 
-@pytest.mark.parametrize("name", SMALL)
+@every_network
 def test_recorded_tensors_are_the_network_s_own(name: str) -> None:
     """Each tap shares memory with what the module gives, but for the copies that are declared."""
-    network = build_network(name, SMALL[name], 1, 3).eval()
-    stages = network_stages(name, SMALL[name])
+    network = small_network(name).eval()
+    stages = network_stages(name, ZOO[name].small)
     own: dict[str, Tensor] = {}
-    for module_name, module in network.named_modules():
-        module.register_forward_hook(
-            lambda _, given, output, key=module_name: own.update(
-                {key: output, f"{key}:input": given[0]}
+    for place in stages.values():
+        network.get_submodule(place.partition(":")[0]).register_forward_hook(
+            lambda _, given, output, place=place: own.update(
+                {place: given[0] if place.endswith(":input") else output}
             )
         )
     with torch.no_grad(), TapRecorder(network, stages) as taps:
-        network(torch.randn(1, 1, 16, 16, 16))
+        network(torch.randn(1, 1, *ZOO[name].small_patch))
         found = taps.take()
     assert list(found) == list(stages)
     copies = {stage for stage, place in stages.items() if place.endswith(":copy")}
-    assert copies == ({"correction"} if name == "segresnet" else set())
-    for stage in stages.keys() - copies:
-        assert found[stage].data_ptr() == own[stages[stage]].data_ptr(), stage
+    assert copies == ZOO[name].copies
+    for stage, place in stages.items():
+        assert (found[stage].data_ptr() == own[place].data_ptr()) == (stage not in copies), stage
+
+
+@every_network
+def test_copies_are_of_tensors_that_are_overwritten(name: str) -> None:
+    network = small_network(name).eval()
+    stages = network_stages(name, ZOO[name].small)
+    for stage in ZOO[name].copies:
+        with TapRecorder(network, {stage: stages[stage].removesuffix(":copy")}) as taps:
+            network(torch.randn(1, 1, *ZOO[name].small_patch))
+            with pytest.raises(ConfigError, match=f"'{stage}' was overwritten"):
+                taps.take()
 
 
 def test_only_the_wanted_taps_are_recorded_in_their_order_and_once() -> None:
-    network = build_network("unet_tiny", SMALL["unet_tiny"], 1, 3)
-    stages = network_stages("unet_tiny", SMALL["unet_tiny"])
+    network = build_network("unet_tiny", TINY, 1, 3)
+    stages = network_stages("unet_tiny", TINY)
     with TapRecorder(network, stages, ("penult", "enc1", "penult")) as taps:
         network(torch.randn(1, 1, 16, 16, 16))
         assert list(taps.features) == ["penult", "enc1"]
@@ -149,8 +166,8 @@ def test_inference_mode_can_be_recorded() -> None:
 
 
 def test_unknown_tap_lists_the_valid_ones() -> None:
-    network = build_network("unet_tiny", SMALL["unet_tiny"], 1, 3)
-    stages = network_stages("unet_tiny", SMALL["unet_tiny"])
+    network = build_network("unet_tiny", TINY, 1, 3)
+    stages = network_stages("unet_tiny", TINY)
     with pytest.raises(ConfigError, match="'bottlneck'.*did you mean 'bottleneck'.*enc1.*penult"):
         TapRecorder(network, stages, ("enc1", "bottlneck"))
     assert not any(module._forward_hooks for module in network.modules())

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.cards import Labels, Preparation, Window
-from kdpipe.config import Inference
 from kdpipe.data.layout import Case
 from kdpipe.data.prepare import prepare_case
 from kdpipe.errors import DataError
 from kdpipe.infer import predict
 from kdpipe.infer.model import TrainedModel
 from kdpipe.infer.window import sliding_scores
+from kdpipe.labels import Labels
+from kdpipe.presets import Preparation, Window
+from kdpipe.settings import Inference
 
 AFFINE = np.array([[0, -1.5, 0, 10], [2.0, 0, 0, -20], [0, 0, -3.0, 5], [0, 0, 0, 1]])
 SHAPE = (14, 20, 6)
@@ -53,7 +54,9 @@ def store(tmp_path: Path) -> Path:
 
 
 def trained() -> TrainedModel:
-    return TrainedModel(Threshold().eval(), {"patch": [8, 8, 8]}, {})
+    return TrainedModel(
+        Threshold().eval(), {"patch": [8, 8, 8], "targets": {"n_labels": 2, "regions": None}}, {}
+    )
 
 
 def run(store: Path, cases: list[str], out: Path) -> None:

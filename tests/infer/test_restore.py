@@ -12,11 +12,12 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from kdpipe.cards import Preset
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.data.preprocess import prepare_images, prepare_label
+from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 from kdpipe.infer.restore import restore_case, restore_labels
+from kdpipe.presets import Preset
 
 AFFINES = {
     "RAS": np.diag([1.1, 0.9, 2.7, 1.0]),
@@ -30,6 +31,7 @@ AFFINES["oblique"] = OBLIQUE
 
 
 SHAPE = (58, 52, 44)
+CLASSES = Targets(3)
 
 
 def preset(**changes: Any) -> Preset:
@@ -74,7 +76,9 @@ def test_way_back_is_exact_without_resampling(
     prepared = prepare_label(label, geometry)
     assert (prepared.size < label.GetNumberOfPixels()) == crop
 
-    written = nibabel.load(restore_case(one_hot(prepared), geometry, tmp_path / "out", "case_1"))
+    written = nibabel.load(
+        restore_case(one_hot(prepared), geometry, CLASSES, tmp_path / "out", "case_1")
+    )
     expected = nibabel.load(file)
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected.dataobj))
     np.testing.assert_allclose(written.affine, expected.affine, atol=1e-6)
@@ -89,7 +93,7 @@ def test_way_back_is_close_after_resampling(tmp_path: Path, name: str, spacing: 
     chosen = preset(spacing=spacing, crop_foreground=True)
     _, geometry = prepare_images([image], chosen)
     prepared = prepare_label(label, geometry)
-    written = restore_labels(one_hot(prepared), geometry)
+    written = restore_labels(one_hot(prepared), geometry, CLASSES)
     assert Grid.of(written) == Grid.of(image)
     for i in (1, 2):
         got, expected = to_array(written) == i, to_array(label) == i
@@ -116,7 +120,7 @@ def test_interpolated_labels_are_those_of_the_full_interpolation(tmp_path: Path,
     clear = (ranked[-1] - ranked[-2] > 1e-4).reshape(native.size)
     assert clear.mean() > 0.99
 
-    got = to_array(restore_labels(scores, geometry))
+    got = to_array(restore_labels(scores, geometry, CLASSES))
     np.testing.assert_array_equal(got[clear], full.argmax(axis=0).reshape(native.size)[clear])
 
 
@@ -125,7 +129,7 @@ def test_outside_the_crop_is_background(tmp_path: Path) -> None:
     _, geometry = prepare_images([image], preset(spacing=(1.0, 1.0, 1.0), crop_foreground=True))
     everywhere_1 = np.zeros((2, *geometry["prepared"]["size"]), np.float32)
     everywhere_1[1] = 1
-    got = to_array(restore_labels(everywhere_1, geometry))
+    got = to_array(restore_labels(everywhere_1, geometry, CLASSES))
     assert got.max() == 1
     assert not got[0].any()
     assert got[to_array(image) > 0].all()
@@ -134,7 +138,7 @@ def test_outside_the_crop_is_background(tmp_path: Path) -> None:
 def test_ties_go_to_the_background(tmp_path: Path) -> None:
     image, _, _ = native_case(tmp_path, AFFINES["RAS"])
     _, geometry = prepare_images([image], preset())
-    assert not to_array(restore_labels(np.zeros((3, *SHAPE), np.float32), geometry)).any()
+    assert not to_array(restore_labels(np.zeros((3, *SHAPE), np.float32), geometry, CLASSES)).any()
 
 
 def test_logits_of_any_sign_and_layout_are_taken(tmp_path: Path) -> None:
@@ -142,9 +146,9 @@ def test_logits_of_any_sign_and_layout_are_taken(tmp_path: Path) -> None:
     _, geometry = prepare_images([image], preset(spacing=(1.0, 1.0, 2.0)))
     scores = one_hot(prepare_label(label, geometry)) * 7 - 20
     turned = np.ascontiguousarray(scores.transpose(3, 2, 1, 0)).transpose(3, 2, 1, 0)
-    expected = to_array(restore_labels(scores, geometry))
+    expected = to_array(restore_labels(scores, geometry, CLASSES))
     assert set(np.unique(expected)) == {0, 1, 2}
-    np.testing.assert_array_equal(to_array(restore_labels(turned, geometry)), expected)
+    np.testing.assert_array_equal(to_array(restore_labels(turned, geometry, CLASSES)), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -154,7 +158,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     scores = np.zeros((3, *SHAPE), np.float32)
     scores[2, 5, 5, 5] = value
     with pytest.raises(DataError, match="case 'case_9': scores have NaN or infinite"):
-        restore_case(scores, geometry, tmp_path / "out", "case_9")
+        restore_case(scores, geometry, CLASSES, tmp_path / "out", "case_9")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,7 +166,7 @@ def test_scores_of_another_case_are_refused(tmp_path: Path) -> None:
     image, _, _ = native_case(tmp_path, AFFINES["RAS"])
     _, geometry = prepare_images([image], preset())
     with pytest.raises(DataError, match=r"\(3, 58, 52, 43\), the prepared grid is \(58, 52, 44\)"):
-        restore_labels(np.zeros((3, 58, 52, 43), np.float32), geometry)
+        restore_labels(np.zeros((3, 58, 52, 43), np.float32), geometry, CLASSES)
 
 
 def test_memory_is_bounded_by_the_label_map() -> None:
@@ -173,7 +177,7 @@ def test_memory_is_bounded_by_the_label_map() -> None:
     native = Grid((120, 120, 120), (1.0,) * 3, (0.0,) * 3, prepared.direction)
     geometry = {"native": native._asdict(), "prepared": prepared._asdict()}
     tracemalloc.start()
-    restore_labels(scores, geometry)
+    restore_labels(scores, geometry, CLASSES)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe import discover
-from kdpipe.config import Training
 from kdpipe.engine.loop import Learner, Trainer
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.nets.base import build_network, network_stages
+from kdpipe.settings import Training
 
 METHODS = [name for name in discover.names("methods") if name not in {"none", "sum"}]
 STUDENT = ("unet_tiny", {"channels": (4, 8, 16, 24), "strides": (2, 2, 2)})

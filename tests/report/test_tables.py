@@ -21,6 +21,7 @@ DICE: dict[str, dict[int, tuple[float, ...]]] = {
     "none": {0: (0.80, 0.90, 0.50, 0.70), 1: (0.84, 0.90, 0.60, 0.70)},
     "kd": {0: (0.90, 0.92, 0.60, 0.80), 1: (0.94, 0.96, 0.60, 0.80)},
 }
+COST = ["params", "MACs", "CPU ms", "CPU MB"]
 TEACHER = (0.95, 0.97, 0.90, 0.92)
 
 
@@ -40,14 +41,21 @@ def _write_cell(root: Path, keys: dict[str, Any], dice: tuple[float, ...]) -> di
         distance = {"metric": "hd95_max", "value": 10 * (1 - value), "unit": "mm"}
         rows.append({**where, **distance, "status": status})
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False, na_rep="nan")
+    (folder / "model.json").write_text(json.dumps({"validation_dice": 0.9, "seconds": 30.0}))
+    return {"folder": str(folder), "profile": str(_write_profile(root)), **keys}
+
+
+def _write_profile(root: Path, **changes: Any) -> Path:
+    """What the network of all cells costs, on a machine without a GPU."""
     facts = {
         "parameters": 1_500_000,
         "macs": 2_250_000_000,
-        "validation_dice": 0.9,
-        "seconds": 30.0,
+        "cpu": {"latency_ms": 123.4, "peak_mb": 45.678},
+        "cuda": None,
     }
-    (folder / "model.json").write_text(json.dumps(facts))
-    return {"folder": str(folder), **keys}
+    (root / "profile").mkdir(exist_ok=True)
+    (root / "profile" / "profile.json").write_text(json.dumps(facts | changes))
+    return root / "profile"
 
 
 @pytest.fixture
@@ -135,12 +143,13 @@ def test_markdown_tables(run: dict[str, Any], tmp_path: Path) -> None:
     tables = markdown_tables(markdown)
     assert list(tables) == ["my_study", "Dice % by structure", "HD95 max mm by structure"]
     who = ["network", "teacher", "method"]
+    cost = ["1.500 M", "2.250 G", "123", "45.7"]
     # overall Dice of seeds 0 and 1: none 0.725, 0.76; kd 0.805, 0.825; HD95 = 10 (1 - Dice)
     assert tables["my_study"] == [
-        [*who, "Dice %", "HD95 max mm", "gain Dice", "missed", "params", "MACs"],
-        ["big", "", "(teacher)", "93.50", "0.65", "", "0", "1.500 M", "2.250 G"],
-        ["tiny", "", "none", "74.25 ± 2.47", "2.58 ± 0.25", "+0.00", "2", "1.500 M", "2.250 G"],
-        ["tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0", "1.500 M", "2.250 G"],
+        [*who, "Dice %", "HD95 max mm", "gain Dice", "missed", *COST],
+        ["big", "", "(teacher)", "93.50", "0.65", "", "0", *cost],
+        ["tiny", "", "none", "74.25 ± 2.47", "2.58 ± 0.25", "+0.00", "2", *cost],
+        ["tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0", *cost],
     ]
     assert tables["Dice % by structure"] == [
         [*who, "liver", "spleen"],
@@ -170,10 +179,10 @@ def test_latex_tables(run: dict[str, Any], tmp_path: Path) -> None:
         assert table.count(r"\\") == 4
     assert r"\caption{my\_study. Test cases: 2. Mean $\pm$ sd over" in tables[0]
     assert (
-        r"tiny & big & kd & 81.50 $\pm$ 1.41 & 1.85 $\pm$ 0.14 & +7.25 & 0 & 1.500 M & 2.250 G \\"
+        r"tiny & big & kd & 81.50 $\pm$ 1.41 & 1.85 $\pm$ 0.14 & +7.25 & 0 & 1.500 M & 2.250 G & 123 & 45.7 \\"
         in tables[0]
     )
-    assert r"\begin{tabular}{lllllllll}" in tables[0]
+    assert r"\begin{tabular}{lllllllllll}" in tables[0]
     assert r"\caption{my\_study: Dice \% by structure. Protocol" in tables[1]
     assert r"network & teacher & method & liver & spleen \\" in tables[1]
     assert r"tiny & big & kd & 0.70 $\pm$ 0.28 & 3.00 $\pm$ 0.00 \\" in tables[2]
@@ -332,8 +341,8 @@ def test_scores_that_are_not_there_are_named(run: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ("{}", "model.json: lacks numbers for parameters, macs, seconds"),
-        ('{"parameters": null, "macs": 1, "seconds": 1.0}', "lacks numbers for parameters"),
+        ("{}", "model.json: lacks numbers for seconds"),
+        ('{"seconds": null}', "lacks numbers for seconds"),
         ("{", "model.json: unreadable"),
     ],
 )
@@ -347,6 +356,20 @@ def test_facts_of_another_format_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_profile_without_its_numbers_is_named(run: dict[str, Any], tmp_path: Path) -> None:
+    _write_profile(tmp_path, macs=None, cpu={"peak_mb": None})
+    with pytest.raises(DataError, match="profile.json: lacks numbers for macs, cpu_ms"):
+        write_tables(run, tmp_path / "out")
+
+
+def test_a_gpu_has_columns_of_its_own(run: dict[str, Any], tmp_path: Path) -> None:
+    _write_profile(tmp_path, cuda={"latency_ms": 1.2345, "peak_mb": 1000.4})
+    write_tables(run, tmp_path / "out")
+    main = markdown_tables((tmp_path / "out" / "results.md").read_text())["my_study"]
+    assert main[0][-2:] == ["GPU ms", "GPU MB"]
+    assert main[1][-2:] == ["1.23", "1000"]
+
+
 def test_a_cell_that_is_listed_twice_is_named(run: dict[str, Any], tmp_path: Path) -> None:
     run["cells"].append(run["cells"][1])
     with pytest.raises(DataError, match="cell .* student tiny, method none, seed 0: twice"):
@@ -356,7 +379,8 @@ def test_a_cell_that_is_listed_twice_is_named(run: dict[str, Any], tmp_path: Pat
 
 def read_all(cells: list[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables = [pd.read_csv(Path(c["folder"]) / "metrics.csv", keep_default_na=False) for c in cells]
-    return pd.concat(tables), pd.DataFrame(cells).assign(parameters=1, macs=1, seconds=1.0)
+    costs = ("parameters", "macs", "cpu_ms", "cpu_mb", "gpu_ms", "gpu_mb", "seconds")
+    return pd.concat(tables), pd.DataFrame(cells).assign(**dict.fromkeys(costs, 1.0))
 
 
 def test_summary_needs_no_teacher(run: dict[str, Any]) -> None:

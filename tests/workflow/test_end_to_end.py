@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdpipe.cards import Generator, Labels
+from kdpipe.cards import CtAbdomen
 from kdpipe.data.phantom import generate
+from kdpipe.labels import Labels
 
 CARD = """
 schema_version: 1
@@ -59,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(CONFIG)
     raw = folder / "nnunet_raw"
     labels = Labels(raw={0: "background", 1: "liver", 2: "kidney", 3: "spleen"})
-    generate(raw, Generator(n_cases=5), labels)
+    generate(raw, CtAbdomen(n_cases=5), labels)
     for file in (raw / "imagesTr").iterdir():
         file.rename(file.with_name(file.name.replace(".nii.gz", "_0000.nii.gz")))
     (raw / "dataset.json").write_text('{"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}')

@@ -8,6 +8,7 @@ from kdpipe.errors import ConfigError
 from kdpipe.paths import WILDCARDS
 from kdpipe.plan import Plan
 from kdpipe.provenance import canonical, code_digest, digest
+from kdpipe.runs import run_files
 
 # Jobs run the Python of this Snakemake, activated or not, and the kdpipe whose code is digested.
 for variable, folder in (
@@ -24,7 +25,7 @@ except ConfigError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
-PATHS, CELLS, RUNS = PLAN.paths, PLAN.cells, PLAN.run_files()
+PATHS, CELLS, PROFILES, RUNS = PLAN.paths, PLAN.cells, PLAN.profiles, run_files(PLAN)
 RESOURCES = STUDY.resources
 TABLES = expand(
     f"{PATHS.tables(STUDY.study)}/{{name}}",
@@ -40,7 +41,7 @@ def code(stage):
     """Params function: digest of the code that a stage runs, for the cell where there is one."""
 
     def digest_of(wildcards):
-        cell = CELLS[wildcards.cell] if hasattr(wildcards, "cell") else None
+        cell = CELLS.get(wildcards.get("cell")) or PROFILES.get(wildcards.get("profile"))
         return code_digest(*PLAN.stage_modules(stage, cell))
 
     return digest_of
@@ -71,6 +72,11 @@ def of_cell(path):
         )
 
     return resolve
+
+
+def weight_files(of):
+    """Input function: what a network that is trained already comes from, or nothing."""
+    return lambda wildcards: PLAN.weight_files(of[next(iter(wildcards))])
 
 
 def teacher_model(wildcards):

@@ -6,6 +6,7 @@ rule tabulate:
         run=f"{PATHS.tables()}/run.json",
         scores=expand("{cell}/metrics.csv", cell=CELLS),
         facts=expand("{cell}/model.json", cell=CELLS),
+        costs=expand("{profile}/profile.json", profile=PROFILES),
     output:
         scores=f"{PATHS.tables()}/scores.csv",
         results=f"{PATHS.tables()}/results.csv",

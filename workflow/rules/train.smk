@@ -6,6 +6,7 @@ rule train_teacher:
         run="{cell}/run.json",
         split=of_cell("{fold}/split.json"),
         cases=of_cell("{prepared}/cases.tsv"),
+        weights=weight_files(CELLS),  # of a teacher that is trained already, and validated here
     output:
         model="{cell}/model.pt",
         facts="{cell}/model.json",

@@ -1,0 +1,131 @@
+"""A trained network as a torch.export program (.pt2), of any architecture and project.
+
+The program keeps the module paths of the network that it was exported from, so ``taps`` names
+modules as in the original. Export it in evaluation mode, with sizes that may vary::
+
+    sizes = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3, 4)}
+    program = torch.export.export(network.eval(), (image,), dynamic_shapes=(sizes,))
+    torch.export.save(program, "teacher.pt2")
+
+A program with a fixed batch is run in parts of it, for its logits only.
+
+Source: PyTorch, torch.export. Stages: ``logits``, and those of ``taps``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx.node import map_aggregate
+
+from kdpipe.discover import Parameters
+from kdpipe.errors import ConfigError, DataError
+from kdpipe.nets._foreign import Foreign, check_channels, check_taps, model_path, places
+
+TRAINED = True
+
+
+class Params(Parameters):
+    """Parameters of the network."""
+
+    path: str = Field(description="the file that torch.export.save wrote")
+    taps: dict[str, str] = Field({}, description="stage -> module path, for feature methods")
+    divisor: int | tuple[int, ...] = Field(1, description="patch sides are multiples of it")
+
+
+class ExportedNetwork(Foreign):
+    """A program whose graph follows its weights to another device."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedNetwork:
+        super()._apply(fn, recurse)
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        if tensor is not None:
+            for module in self.modules():
+                graph = getattr(module, "graph", None)
+                if isinstance(graph, fx.Graph):
+                    _move(graph, tensor.device)
+        return self
+
+
+def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
+    """Return the network: ``(B, in_channels, *S)`` -> logits ``(B, out_channels, *S)``."""
+    file = model_path("exported", params.path)
+    try:
+        program = torch.export.load(file)
+    except Exception as error:  # zip, JSON and unpickling errors alike
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"{file} is no torch.export program that this PyTorch reads ({reason}); write it with "
+            "torch.export.save, or take the network 'torchscript' for a TorchScript file"
+        ) from None
+    who = f"network 'exported' ({file})"
+    _check_mode(who, program)
+    shape = _fixed_shape(who, program)
+    if len(shape) != spatial_dims + 2:
+        raise ConfigError(
+            f"{who} is for {len(shape) - 2}D, the patch has {spatial_dims} sides: take another "
+            "network, or a preset whose patch suits it"
+        )
+    if shape[1] is not None:
+        check_channels(who, "image channels", shape[1], in_channels)
+    if params.taps and shape[0] is not None:
+        raise ConfigError(
+            f"{who} was exported for batches of {shape[0]}, which taps cannot follow: export it "
+            "with dynamic_shapes for axis 0"
+        )
+    network = torch.export.unflatten(program)
+    check_taps(who, network, params.taps)
+    return ExportedNetwork(network, out_channels, shape=shape, needs_values=True)
+
+
+def stages(params: Params) -> dict[str, str]:
+    """Return logical tap name -> place in the built network."""
+    return places(params.taps)
+
+
+def divisor(params: Params) -> int | tuple[int, ...]:
+    """Return the number that patch sides are multiples of."""
+    return params.divisor
+
+
+def _fixed_shape(who: str, program: ExportedProgram) -> list[int | None]:
+    """Return the program's input ``(B, C, *S)``, None for a size that may vary."""
+    names = program.graph_signature.user_inputs
+    nodes = [node for node in program.graph.nodes if node.name in names]
+    values = [node.meta.get("val") for node in nodes]
+    if len(values) != 1 or not isinstance(values[0], Tensor):
+        raise ConfigError(f"{who} takes {len(values)} inputs: export a network that takes an image")
+    return [side if isinstance(side, int) else None for side in values[0].shape]
+
+
+def _check_mode(who: str, program: ExportedProgram) -> None:
+    """Raise ConfigError where batch norm or dropout was exported as it acts in training."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        names = (argument.name for argument in schema.arguments)
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        if given.get("training") is True or given.get("train") is True:
+            raise ConfigError(
+                f"{who}: {schema.name} was exported in training mode; call network.eval() before "
+                "torch.export.export"
+            )
+
+
+def _move(graph: fx.Graph, device: torch.device) -> None:
+    """Let tensors that the graph creates or moves be on `device`."""
+
+    def moved(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in graph.nodes:
+        if node.op == "call_function":
+            node.args = map_aggregate(node.args, moved)
+            node.kwargs = map_aggregate(node.kwargs, moved)

@@ -1,0 +1,124 @@
+"""The ``run.json`` of each stage of a study.
+
+Each holds all settings that its stage depends on and nothing else, so that a change of the
+configuration reruns exactly the stages that it touches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdpipe import discover
+from kdpipe.composition import check_method, is_reading
+from kdpipe.config import DatasetUse, Entry
+from kdpipe.plan import Cell, Plan
+
+Run = dict[str, Any]
+
+
+def run_files(plan: Plan) -> dict[str, Run]:
+    """Return path -> content of every ``run.json`` of the study."""
+    runs: dict[str, Run] = {}
+    paths = plan.paths
+    for use in plan.study.datasets:
+        runs[paths.raw(use.name)] = _fetch_run(plan, use)
+        runs[plan.prepared_of(use.name)] = _prepare_run(plan, use)
+        runs[paths.stage(use.name, "predict")] = plan.study.inference.model_dump(mode="json")
+        runs[paths.stage(use.name, "evaluate")] = _evaluate_run(plan, use)
+    for use, split, fold in plan.folds():
+        folder = paths.fold(dataset=use.name, split=split, fold=fold)
+        runs[folder] = _split_run(plan, use, split, fold)
+    for folder, cell in plan.cells.items():
+        runs[folder] = _train_run(plan, cell)
+    for folder, cell in plan.profiles.items():
+        runs[folder] = _profile_run(plan, cell)
+    runs[paths.tables(plan.study.study)] = _tables_run(plan)
+    return {f"{folder}/run.json": run for folder, run in runs.items()}
+
+
+def _fetch_run(plan: Plan, use: DatasetUse) -> Run:
+    card = plan.cards[use.name]
+    needed = {"id", "channels", "access", "generator", "files", "layout"}
+    run = card.model_dump(mode="json", include=needed)
+    if card.generator is not None:  # the others do not depend on what labels are called
+        run["structures"] = card.labels.structures
+    return run | {"source": plan.study.data_source.get(use.name)}
+
+
+def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
+    """Labels go by their ids: a new name of a structure changes no prepared image."""
+    card = plan.cards[use.name]
+    absent = card.labels.may_be_absent
+    ids = card.labels.structures
+    return {
+        "dataset": use.name,
+        "channels": list(card.channels),
+        "labels": {
+            "raw": {
+                index: f"label_{index}" if index else "background" for index in card.labels.raw
+            },
+            "may_be_absent": absent if absent == "all" else [f"label_{ids[n]}" for n in absent],
+        },
+        "preset": plan.presets[use.name].preparation.model_dump(mode="json"),
+    }
+
+
+def _split_run(plan: Plan, use: DatasetUse, split: str, fold: int) -> Run:
+    rule = plan.cards[use.name].split(split).model_dump(mode="json")
+    return {"dataset": use.name, "split": split, "fold": fold, "rule": rule}
+
+
+def _train_run(plan: Plan, cell: Cell) -> Run:
+    labels = plan.cards[cell.dataset.name].labels
+    method = cell.method or Entry(name="none")
+    recipe = getattr(plan.study.training, cell.role).model_dump(mode="json")
+    run = {
+        "cell": cell.keys,
+        "network": _network(plan, cell),
+        "targets": {"n_labels": len(labels.raw), "regions": labels.region_ids},
+        "patch": list(plan.presets[cell.dataset.name].patch),
+    }
+    if cell.adopted:  # it is validated, not trained
+        wanted = ("validation_overlap", "precision")
+        return run | {"adopt": {name: recipe[name] for name in wanted}}
+    return run | {
+        "method": {"name": method.name, "params": check_method(method.name, method.params)},
+        "training": recipe,
+    }
+
+
+def _profile_run(plan: Plan, cell: Cell) -> Run:
+    settings = plan.study.profile.model_dump(mode="json")
+    patch = list(plan.presets[cell.dataset.name].patch)
+    return {"network": _network(plan, cell), "patch": patch, **settings}
+
+
+def _network(plan: Plan, cell: Cell) -> Run:
+    card, network = plan.cards[cell.dataset.name], cell.network
+    spec = {
+        "name": network.name,
+        "params": discover.check_params("nets", network.name, network.params),
+        "in_channels": len(card.channels),
+        "out_channels": card.labels.n_channels,
+    }
+    return spec | {"weights": network.weights} if network.weights else spec
+
+
+def _evaluate_run(plan: Plan, use: DatasetUse) -> Run:
+    card = plan.cards[use.name]
+    return {
+        "dataset": use.name,
+        "structures": {name: list(ids) for name, ids in card.labels.scored.items()},
+        "protocol": plan.study.evaluation.protocol,
+        "has_spacing": card.has_spacing,
+    }
+
+
+def _tables_run(plan: Plan) -> Run:
+    cells = [
+        {"folder": folder, "profile": plan.profile_folder(cell), **cell.keys}
+        for folder, cell in plan.cells.items()
+    ]
+    methods = plan.study.methods
+    readings = [method.label for method in methods if is_reading(method.name, method.params)]
+    return {"study": plan.study.study, "cells": cells, "readings": readings}

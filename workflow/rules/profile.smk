@@ -1,0 +1,26 @@
+# What a network costs: parameters, multiply-accumulates, latency and memory of one window.
+
+
+rule profile:
+    input:
+        run="{profile}/run.json",
+        weights=weight_files(PROFILES),
+    output:
+        costs="{profile}/profile.json",
+    log:
+        "logs/profile/{profile}.log",
+    benchmark:
+        "benchmarks/profile/{profile}.tsv"
+    retries: RESOURCES.profile.retries
+    conda:
+        "../../envs/kdpipe.yaml"
+    # on one machine nothing else runs beside a measurement
+    threads: workflow.cores or RESOURCES.profile.threads
+    resources:
+        mem_mb=grows(RESOURCES.profile.mem_mb),
+        runtime=grows(RESOURCES.profile.runtime),
+        gpu=RESOURCES.profile.gpu,
+    params:
+        code=code("profile"),
+    shell:
+        "exec python -m kdpipe profile --run {input.run} --out {output.costs} > {log} 2>&1"
