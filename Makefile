@@ -24,9 +24,9 @@ lint: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --lint
 	$(BIN)/mypy
 
-## docs: a page for each method, from its docstring and parameters
+## docs: a page for each method and network, from its docstring and parameters
 docs: $(READY)
-	$(BIN)/kdpipe docs --out docs/methods
+	$(BIN)/kdpipe docs --out docs
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

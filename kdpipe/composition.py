@@ -85,7 +85,7 @@ def entry_from_yaml(value: Any) -> dict[str, Any]:
     if name == SUM:
         parts = _parts(params)
         label = label or "+".join(str(part["label"]) for part in parts)
-        return {"name": SUM, "params": {"parts": parts}, "label": label}
+        return {"name": SUM, "params": {"parts": parts}, "label": label, **trained}
     return {"name": name, "params": params or {}, "label": label or name, **trained}
 
 

@@ -217,6 +217,8 @@ def _with_baseline(study: Study) -> Study:
 def _check_names(study: Study) -> Study:
     for entry in (*study.teachers, *study.students):
         discover.check_params("nets", entry.name, entry.params)
+        if entry.weights and discover.constant("nets", entry.name, "TRAINED", False):
+            raise ConfigError(f"{entry.label}: {entry.name!r} brings its own weights; no 'weights'")
     for entry in study.students:
         if discover.constant("nets", entry.name, "TRAINED", False):
             raise ConfigError(f"students: {entry.name!r} is trained already; it can be a teacher")

@@ -75,11 +75,23 @@ class Plans:
     @property
     def out_channels(self) -> int:
         """Labels with background, or regions without, if labels are regions."""
-        labels = [value for name, value in self.dataset["labels"].items() if name != "ignore"]
-        groups = [set(value) if isinstance(value, list) else {value} for value in labels]
-        if any(isinstance(value, list) and len(value) > 1 for value in labels):
-            return sum(group != {0} for group in groups)
-        return len(set().union(*groups))
+        groups = self._labels()
+        if _overlap(groups):
+            return sum(ids != {0} for ids in groups.values())
+        return len(set().union(*groups.values()))
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of labels or regions without the background, in the order of the channels."""
+        groups = {name: ids for name, ids in self._labels().items() if ids != {0}}
+        return list(groups) if _overlap(groups) else sorted(groups, key=lambda n: min(groups[n]))
+
+    def _labels(self) -> dict[str, set[int]]:
+        return {
+            name: set(value) if isinstance(value, list) else {value}
+            for name, value in self.dataset["labels"].items()
+            if name != "ignore"
+        }
 
     def architecture(self) -> tuple[str, dict[str, Any], list[str]]:
         """Return class name, arguments with axes x, y, z, and which arguments name a class."""
@@ -176,6 +188,11 @@ def read_plans(folder: Path, configuration: str) -> Plans:
             "network's segmentation; take a configuration of one stage, such as '3d_fullres'"
         )
     return plans
+
+
+def _overlap(groups: Mapping[str, set[int]]) -> bool:
+    """Whether these are regions: nnU-Net's rule, a label of more than one id."""
+    return any(len(ids) > 1 for ids in groups.values())
 
 
 def _json(file: Path) -> dict[str, Any]:

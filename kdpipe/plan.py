@@ -12,7 +12,7 @@ from kdpipe.composition import method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
 from kdpipe.discover import trained_files
 from kdpipe.errors import ConfigError
-from kdpipe.nnunet_plans import preset_from_plans
+from kdpipe.nnunet_plans import read_plans
 from kdpipe.paths import NO_TEACHER, Paths
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
@@ -134,10 +134,13 @@ class Plan:
 
     def weight_files(self, cell: Cell) -> list[str]:
         """Files that the network of an adopted cell comes from."""
-        network = cell.network
-        if network.weights is not None:
-            return [str(Path(network.weights).expanduser())]
-        return [str(file) for file in trained_files(network.name, network.params)]
+        if cell.network.weights is not None:
+            return [str(Path(cell.network.weights).expanduser())]
+        return self.network_files(cell)
+
+    def network_files(self, cell: Cell) -> list[str]:
+        """Files that decide a network's architecture, as one that brings its own weights has."""
+        return [str(file) for file in trained_files(cell.network.name, cell.network.params)]
 
     def source_files(self, dataset: str) -> list[str]:
         """Files of a data set's local source folder; empty for other sources."""
@@ -165,24 +168,36 @@ class Plan:
                 self._check_adopted(cell)
 
     def _check_adopted(self, cell: Cell) -> None:
-        files = self.weight_files(cell)
-        missing = [file for file in files if not Path(file).is_file()]
-        if missing or not files:
-            what = missing[0] if missing else cell.network.params.get("path", "its files")
-            raise ConfigError(f"teachers.{cell.network.label}: {what} is not there; mend the path")
+        who = f"teachers.{cell.network.label}"
+        for file in self.weight_files(cell):
+            if not Path(file).is_file():  # a folder stands for itself if it has none of the files
+                inside = ", ".join(discover.constant("nets", cell.network.name, "FILES", ()))
+                wanted = f"a folder with {inside}" if inside else "a file"
+                raise ConfigError(f"{who}: {file} is not there, or not {wanted}; mend the path")
         if cell.network.name == "nnunet":
-            self._check_preparation(cell)
+            self._check_nnunet(cell, who)
 
-    def _check_preparation(self, cell: Cell) -> None:
-        """A network of nnU-Net is of no use on images that were prepared in another way."""
+    def _check_nnunet(self, cell: Cell, who: str) -> None:
+        """A nnU-Net is of no use on images prepared, or labels numbered, in another way."""
         params = discover.check_params("nets", cell.network.name, cell.network.params)
         folder, configuration = params["path"], params["configuration"]
-        wanted = preset_from_plans(Path(folder).expanduser(), configuration).preparation
-        if self.presets[cell.dataset.name].preparation != wanted:
+        for fold in params["folds"]:
+            file = Path(folder).expanduser() / f"fold_{fold}" / params["checkpoint"]
+            if not file.is_file():
+                raise ConfigError(f"{who}: {file} is not there; mend 'folds' or 'checkpoint'")
+        plans = read_plans(Path(folder).expanduser(), configuration)
+        if self.presets[cell.dataset.name].preparation != plans.preset().preparation:
             raise ConfigError(
-                f"teachers.{cell.network.label}: this nnU-Net expects its own preparation; write "
+                f"{who}: this nnU-Net expects its own preparation; write "
                 f"datasets: [{{{cell.dataset.name}: {{preset: {{nnunet: {folder}, "
                 f"configuration: {configuration}}}}}}}]"
+            )
+        theirs, ours = plans.structures, list(self.cards[cell.dataset.name].labels.scored)
+        if theirs != ours and sorted(theirs) == sorted(ours):
+            raise ConfigError(
+                f"{who}: this nnU-Net's labels are in the order {', '.join(theirs)}, those of "
+                f"{cell.dataset.name} in the order {', '.join(ours)}: number them as the model's "
+                "dataset.json does"
             )
 
     # code

@@ -90,7 +90,9 @@ def _train_run(plan: Plan, cell: Cell) -> Run:
 def _profile_run(plan: Plan, cell: Cell) -> Run:
     settings = plan.study.profile.model_dump(mode="json")
     patch = list(plan.presets[cell.dataset.name].patch)
-    return {"network": _network(plan, cell), "patch": patch, **settings}
+    network = _network(plan, cell)
+    network.pop("weights", None)  # which cost the same, whatever their values
+    return {"network": network, "patch": patch, **settings}
 
 
 def _network(plan: Plan, cell: Cell) -> Run:

@@ -1,9 +1,10 @@
-"""``kdpipe new method NAME``: a file and a test that run as they are, to be written over."""
+"""``kdpipe new``: the file of a catalogue entry and its test, which run as they are."""
 
 from __future__ import annotations
 
 import keyword
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdpipe import discover
@@ -13,8 +14,29 @@ from kdpipe.errors import ConfigError
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def new_method(name: str, root: Path = discover.PACKAGE.parent) -> str:
-    """Write ``kdpipe/methods/<name>.py`` and ``tests/methods/test_<name>.py`` below `root`.
+@dataclass(frozen=True)
+class _Kind:
+    """What can be started: its catalogue, and what its author does next."""
+
+    catalogue: discover.Catalogue
+    first: str
+    axis: str
+    guide: str
+
+
+KINDS = {
+    "method": _Kind("methods", "write your loss", "methods", "docs/adding_a_method.md"),
+    "net": _Kind("nets", "write your layers", "students or teachers", "docs/adding_a_network.md"),
+}
+
+
+def new_entry(what: str, name: str, root: Path = discover.PACKAGE.parent) -> str:
+    """Write ``kdpipe/<catalogue>/<name>.py`` and ``tests/<catalogue>/test_<name>.py`` below `root`.
+
+    Args:
+        what: one of `KINDS`.
+        name: of the new entry, as in ``config.yaml``.
+        root: the checkout.
 
     Returns:
         What was written and what comes next, for a terminal.
@@ -24,17 +46,18 @@ def new_method(name: str, root: Path = discover.PACKAGE.parent) -> str:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(
-            f"{name!r} cannot name a method: take lower-case letters, digits and _, and begin with "
-            "a letter, for example 'my_method'"
+            f"{name!r} cannot name a {what}: take lower-case letters, digits and _, and begin with "
+            f"a letter, for example 'my_{what}'"
         )
+    kind = KINDS[what]
     files = {
-        root / "kdpipe" / "methods" / f"{name}.py": _TEMPLATES / "method.py.txt",
-        root / "tests" / "methods" / f"test_{name}.py": _TEMPLATES / "test_method.py.txt",
+        root / "kdpipe" / kind.catalogue / f"{name}.py": _TEMPLATES / f"{what}.py.txt",
+        root / "tests" / kind.catalogue / f"test_{name}.py": _TEMPLATES / f"test_{what}.py.txt",
     }
     for file in files:
         if not file.parent.is_dir():
             raise ConfigError(
-                f"{file.parent} is not there: a new method is written into a checkout of kdpipe, "
+                f"{file.parent} is not there: a new {what} is written into a checkout of kdpipe, "
                 "installed with pip install --editable"
             )
         if file.exists():
@@ -45,6 +68,6 @@ def new_method(name: str, root: Path = discover.PACKAGE.parent) -> str:
     written = "\n".join(f"  {file.relative_to(root)}" for file in files)
     return (
         f"Written, and working as they are:\n{written}\n"
-        f"Next: write your loss, try `python -m pytest tests/methods -k {name}`, put {name} under "
-        "methods in config.yaml, run snakemake. See docs/adding_a_method.md."
+        f"Next: {kind.first}, try `python -m pytest tests/{kind.catalogue} -k {name}`, put {name} "
+        f"under {kind.axis} in config.yaml, run snakemake. See {kind.guide}."
     )

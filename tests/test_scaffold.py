@@ -1,4 +1,4 @@
-"""``kdpipe new method`` writes a method and a test that pass as they are."""
+"""``kdpipe new`` writes a method, or a network, and a test that pass as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe.errors import ConfigError
-from kdpipe.scaffold import new_method
+from kdpipe.scaffold import new_entry
 
 
 @pytest.fixture
@@ -36,37 +36,69 @@ def run(checkout: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def lint(checkout: Path, *files: str) -> None:
+    for command in (("ruff", "check"), ("ruff", "format", "--check")):
+        linted = run(checkout, *command, *files)
+        assert linted.returncode == 0, linted.stdout
+
+
 def test_what_is_written_passes_lint_facts_and_all_properties(checkout: Path) -> None:
     done = run(checkout, "kdpipe", "new", "method", "foo")
     assert done.returncode == 0, done.stderr
     assert "kdpipe/methods/foo.py" in done.stdout
-    files = ("kdpipe/methods/foo.py", "tests/methods/test_foo.py")
-    for command in (("ruff", "check"), ("ruff", "format", "--check")):
-        linted = run(checkout, *command, *files)
-        assert linted.returncode == 0, linted.stdout
+    lint(checkout, "kdpipe/methods/foo.py", "tests/methods/test_foo.py")
     tested = run(checkout, "pytest", "-q", "-k", "foo", "tests/methods", "tests/test_facts.py")
     assert tested.returncode == 0, tested.stdout
     assert "passed" in tested.stdout
     assert "foo" in run(checkout, "kdpipe", "list", "methods").stdout
 
 
+def test_a_network_passes_lint_and_what_holds_for_all_networks(checkout: Path) -> None:
+    done = run(checkout, "kdpipe", "new", "net", "foo")
+    assert done.returncode == 0, done.stderr
+    assert "kdpipe/nets/foo.py" in done.stdout
+    lint(checkout, "kdpipe/nets/foo.py", "tests/nets/test_foo.py")
+    chosen = "foo or every_network_has_a_sample"
+    tested = run(checkout, "pytest", "-v", "-k", chosen, "tests/nets", "tests/engine/test_taps.py")
+    assert tested.returncode == 0, tested.stdout
+    for test in (
+        "test_every_network_has_a_sample",
+        "test_stages_have_the_documented_shape[foo]",
+        "test_published_cost[foo]",
+    ):
+        assert f"{test} PASSED" in tested.stdout
+    places = run(checkout, "kdpipe", "taps", "foo", "--patch", "32", "48")
+    assert "bottleneck" in places.stdout, places.stderr
+
+
+def test_a_network_without_a_sample_is_noticed(checkout: Path) -> None:
+    assert run(checkout, "kdpipe", "new", "net", "foo").returncode == 0
+    (checkout / "tests" / "nets" / "test_foo.py").unlink()
+    tested = run(checkout, "pytest", "-q", "-k", "every_network_has_a_sample", "tests/nets")
+    assert tested.returncode == 1
+    assert "'foo'" in tested.stdout
+
+
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("what", "name", "message"),
     [
-        ("Foo", "take lower-case letters"),
-        ("2d", "begin with a letter"),
-        ("lambda", "cannot name a method"),
-        ("../evil", "cannot name a method"),
-        ("kd", "kd.py exists already"),
-        ("base", "base.py exists already"),
+        ("method", "Foo", "take lower-case letters"),
+        ("method", "2d", "begin with a letter"),
+        ("method", "lambda", "cannot name a method"),
+        ("net", "../evil", "cannot name a net"),
+        ("method", "kd", "kd.py exists already"),
+        ("net", "base", "base.py exists already"),
+        ("net", "unet", "unet.py exists already"),
+        ("net", "networks", "test_networks.py exists already"),
     ],
 )
-def test_a_name_that_does_not_do_is_refused(name: str, message: str, root: Path) -> None:
+def test_a_name_that_does_not_do_is_refused(what: str, name: str, message: str, root: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        new_method(name, root)
+        new_entry(what, name, root)
 
 
-def test_a_place_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["method", "net"])
+def test_a_place_that_is_no_checkout_is_refused(what: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="written into a checkout"):
-        new_method("foo", tmp_path)
+        new_entry(what, "foo", tmp_path)
     assert not any(tmp_path.iterdir())

@@ -19,8 +19,10 @@ PERCENTILES = (0.5, 50.0, 99.5)
 
 
 def intensity_under(image: sitk.Image, label: sitk.Image) -> dict[str, float]:
-    """Summarise the raw intensities of a channel where `label` > 0."""
+    """Summarise the raw intensities of a channel where `label` > 0; {} if it is 0 everywhere."""
     values = to_array(image)[to_array(label) > 0].astype(np.float64)
+    if not len(values):
+        return {}
     found = {
         f"p{p:g}": float(v)
         for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)
@@ -54,7 +56,7 @@ def describe(
         "prepared_shape": _ranges([geometry["prepared"]["size"] for geometry in geometries]),
         "prepared_spacing": _ranges([geometry["prepared"]["spacing"] for geometry in geometries]),
         "foreground_intensity": {
-            name: {key: _ranges([case[c][key] for case in intensity]) for key in intensity[0][c]}
+            name: _over_cases([case[c] for case in intensity if case[c]])
             for c, name in enumerate(channels)
         },
         "classes": {
@@ -66,6 +68,12 @@ def describe(
             for name, i in labels.structures.items()
         },
     }
+
+
+def _over_cases(summaries: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the ranges of what `intensity_under` found, {} if no case has a structure."""
+    keys = summaries[0] if summaries else ()
+    return {key: _ranges([summary[key] for summary in summaries]) for key in keys}
 
 
 def _ranges(values: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.errors import DataError
-from kdpipe.images.files import count_non_finite, is_nifti
+from kdpipe.images.files import count_non_finite, is_nifti, read_image
 from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def read_volume(file: Path, case: str) -> sitk.Image:
         raise DataError(f"{where}: no such file; restore it or take the case out of the data set")
     try:
         wrong = count_non_finite(file) if is_nifti(file) else 0
-        image = sitk.ReadImage(str(file))
+        image = read_image(file)
     except ValueError as error:
         raise DataError(f"{where}: not readable ({error}); replace it") from None
     except (OSError, EOFError, zlib.error) as error:

@@ -18,6 +18,8 @@ from kdpipe.presets import Intensity, Preparation, Rescale, Standardize, Window,
 
 CROP_MARGIN = 2
 """Voxels kept around the foreground, so that its border keeps some context."""
+LARGEST = float(np.finfo(np.float16).max)
+"""Of the numbers that the prepared store can hold."""
 
 
 def prepare_images(
@@ -36,7 +38,8 @@ def prepare_images(
         (voxels), `intensity` (what was done, one a channel) and `pad_value`.
 
     Raises:
-        DataError: if nothing is left to see: all voxels outside the window or of one value.
+        DataError: if nothing is left to see: all voxels outside the window or of one value; or if
+            there is too much for the store's half precision.
     """
     native = Grid.of(images[0])
     oriented = [_orient(image, preset.orientation) for image in images]
@@ -54,6 +57,7 @@ def prepare_images(
     windowed = all(isinstance(intensity, Window) for intensity in intensities)
     box = _bounding_box(foreground.any(axis=0)) if preset.crop_foreground else _everything(full)
     image = np.ascontiguousarray(image[:, *box])
+    _check_range(image)
     prepared = full.cropped([side.start for side in box], image.shape[1:])
     return image, {
         "native": native._asdict(),
@@ -139,8 +143,8 @@ def _scale(
     low, high = float(image.min()), float(image.max())
     if isinstance(intensity, Window | Standardize) and low == high:
         raise DataError(
-            f"channel {number}: every voxel is on one side of the window [{intensity.low:g}, "
-            f"{intensity.high:g}]; check the image's units or the preset's window"
+            f"channel {number}: all voxels are of one value or on one side of the window "
+            f"[{intensity.low:g}, {intensity.high:g}]; check the image's units or the preset"
         )
     if isinstance(intensity, Window):
         image -= intensity.low
@@ -149,10 +153,26 @@ def _scale(
         image -= intensity.mean
         image /= intensity.sd
     elif isinstance(intensity, Rescale):
+        if low == high:
+            raise DataError(
+                f"channel {number}: every voxel is {low:g}, a range of [0, 1] needs two values; "
+                "replace the image"
+            )
         image -= low
         image /= high - low
         done |= {"low": low, "high": high}
     return done
+
+
+def _check_range(image: np.ndarray) -> None:
+    """Refuse what the store would turn into infinity."""
+    for number, channel in enumerate(image):
+        largest = max(-float(channel.min()), float(channel.max()))
+        if largest > LARGEST:
+            raise DataError(
+                f"channel {number}: intensities up to {largest:g} in size after the preparation, "
+                f"{LARGEST:g} can be stored; choose an intensity in the preset that scales them"
+            )
 
 
 def _zscore(
@@ -166,9 +186,12 @@ def _zscore(
     values = raw[raw != 0] if zscore.nonzero else raw
     mean, deviation = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
     if deviation == 0:
+        which, mend = "", ""
+        if zscore.nonzero:
+            which, mend = "non-zero ", " or set nonzero: false in the preset"
         raise DataError(
-            f"channel {number}: all non-zero voxels are equal, a z-score needs a spread; "
-            "replace the image or set nonzero: false in the preset"
+            f"channel {number}: all {which}voxels are equal, a z-score needs a spread; "
+            f"replace the image{mend}"
         )
     image -= mean
     image /= deviation

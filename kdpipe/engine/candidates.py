@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kdpipe.composition import entry_from_yaml
+from kdpipe import discover
+from kdpipe.config import Entry
 from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import ConfigError
 from kdpipe.nets.base import build_network, check_patch, dry_forward, network_stages
+from kdpipe.schema import explain
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def candidates(network: nn.Module, input_shape: Sequence[int]) -> list[Candidate
     handles = [
         module.register_forward_hook(lambda _, __, output, path=path: record(path, output))
         for path, module in network.named_modules()
-        if path and hasattr(module, "register_forward_hook")
+        if path and not isinstance(module, torch.jit.ScriptModule)  # it takes no hooks
     ]
     try:
         dry_forward(network, input_shape)
@@ -55,6 +60,8 @@ def candidates(network: nn.Module, input_shape: Sequence[int]) -> list[Candidate
 def describe_candidates(entry: str, patch: Sequence[int], channels: int, classes: int) -> str:
     """Return the places of a network as a table, with the names of its declared stages.
 
+    Module paths are as `taps` of a network that is trained already takes them.
+
     Args:
         entry: the network as in a configuration, YAML.
         patch: 2 or 3 sides, voxels.
@@ -65,26 +72,28 @@ def describe_candidates(entry: str, patch: Sequence[int], channels: int, classes
         ConfigError: the entry is no network, or the patch does not fit it.
     """
     try:
-        spec = entry_from_yaml(yaml.safe_load(entry))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{entry!r} is no network of a configuration: {error}") from None
-    name, params = spec["name"], spec["params"]
+        spec = Entry.model_validate(yaml.safe_load(entry))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = explain(error, Entry) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"{entry!r} is no network of a configuration: {reason}") from None
+    name, params = spec.name, spec.params
     check_patch(name, params, patch)
     network = build_network(name, params, channels, classes, len(patch))
     stages = network_stages(name, params)
     shape = (1, channels, *patch)
     with TapRecorder(network, stages):  # a stage that is not there is an error here
         found = candidates(network, shape)
+    prefix = _prefix(name, params) if found else ""
     named: dict[str, list[str]] = {}
     for stage, place in stages.items():
         named.setdefault(place.partition(":")[0], []).append(stage + _note(place))
     rows = [("module path", "channels", "sides", "stride", "stage")]
-    for place in found:
+    for place in (place for place in found if place.path.startswith(prefix)):
         sides, stride = (
             "x".join(f"{n:g}" for n in values) for values in (place.sides, place.stride)
         )
         stage = ", ".join(named.get(place.path, ()))
-        rows.append((place.path, str(place.channels), sides, stride, stage))
+        rows.append((place.path.removeprefix(prefix), str(place.channels), sides, stride, stage))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -92,6 +101,13 @@ def describe_candidates(entry: str, patch: Sequence[int], channels: int, classes
     if len(found) == 0:
         lines.append("none: the modules of this network cannot be observed")
     return "\n".join(lines)
+
+
+def _prefix(name: str, params: Mapping[str, Any]) -> str:
+    """What a network puts before the module paths in its parameter `taps`, where it has that."""
+    if "taps" not in discover.check_params("nets", name, params):
+        return ""
+    return network_stages(name, {**params, "taps": {"tap": "module"}})["tap"].removesuffix("module")
 
 
 def _note(place: str) -> str:

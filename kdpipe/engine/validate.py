@@ -50,7 +50,8 @@ class Validator:
         return float(np.nanmean(values)) if not np.all(np.isnan(values)) else 0.0
 
     def _score(self, network: nn.Module, case: StoredCase) -> list[float]:
-        device = next(network.parameters()).device
+        # a frozen TorchScript program has no parameters, and runs where it was saved
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
         image, label = case.whole()
         with autocast(device, self.dtype):
             tensor = torch.from_numpy(image).to(device)

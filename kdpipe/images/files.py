@@ -1,8 +1,8 @@
-"""Image files: which names they have, and what SimpleITK's NIfTI reader passes over in silence.
+"""Image files: which names they have, and what SimpleITK's readers pass over in silence.
 
-That reader fills a truncated file with zeros, and turns NaN and infinite voxels into zeros, so that
-a broken label map looks like a missed organ. So the bytes are read here once before, to the end,
-which also makes gzip check its checksum.
+That of NIfTI fills a truncated file with zeros, and turns NaN and infinite voxels into zeros, so
+that a broken label map looks like a missed organ. So the bytes are read here once before, to the
+end, which also makes gzip check its checksum. Those of JPEG and BMP fill truncated files too.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", *PICTURES)
@@ -43,6 +46,37 @@ def case_name(file: Path) -> str | None:
 def is_nifti(file: Path) -> bool:
     """Say whether the file's name is that of a NIfTI file."""
     return file.name.endswith((".nii", ".nii.gz"))
+
+
+def read_image(file: Path) -> sitk.Image:
+    """Read an image as it is; the pixels of a picture are 1 apart.
+
+    The dots per inch of a JPEG or TIFF file say how to print it. Taken for a spacing they would set
+    a photograph and its PNG label map on different grids.
+
+    Raises:
+        EOFError: for a truncated JPEG or BMP file.
+        RuntimeError: if SimpleITK cannot read it.
+    """
+    import SimpleITK as sitk
+
+    _check_end(file)
+    image = sitk.ReadImage(str(file))
+    if file.name.endswith(PICTURES):
+        image.SetSpacing((1.0,) * image.GetDimension())
+    return image
+
+
+def _check_end(file: Path) -> None:
+    if file.name.endswith((".jpg", ".jpeg")):
+        content = file.read_bytes()
+        if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # end of image, start of scan
+            raise EOFError("the JPEG data stop before the end of the image")
+    elif file.name.endswith(".bmp"):
+        content = file.read_bytes()
+        promised = int.from_bytes(content[2:6], "little")
+        if len(content) < promised:
+            raise EOFError(f"{len(content)} bytes, the header promises {promised}")
 
 
 def count_non_finite(file: Path) -> int:

@@ -6,7 +6,6 @@ A network that brings its own weights (TorchScript, a bundle, nnU-Net) is not co
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,19 @@ def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
     return {str(file): file_digest(file) if file.is_file() else "" for file in files}
 
 
+def read_tensors(path: Path) -> Any:
+    """Return what torch.save wrote, if it is tensors and plain values; no code of it is run.
+
+    Raises:
+        ValueError: the file is not there, damaged, or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive or pickle raises nearly anything
+        reason = str(error).partition(". ")[0]  # torch goes on with advice to run the file's code
+        raise ValueError(f"{type(error).__name__}: {reason}") from None
+
+
 def load_model(path: Path) -> TrainedModel:
     """Load a model file without running code from it.
 
@@ -79,7 +91,7 @@ def load_model(path: Path) -> TrainedModel:
         DataError: if the file is damaged, of another format, or does not fit its network.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path)
         if content["format"] != _FORMAT:
             raise DataError(f"{path}: model format {content['format']}, this is for {_FORMAT}")
         spec = content["run"]["network"]
@@ -97,7 +109,7 @@ def load_model(path: Path) -> TrainedModel:
         )
         if not content["sources"]:
             network.load_state_dict(content["weights"])
-    except (RuntimeError, KeyError, TypeError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a usable kdpipe model ({error}); train it again") from error
     network.eval().requires_grad_(False)
     return TrainedModel(network, content["run"], content["preparation"])

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.errors import DataError
-from kdpipe.images.files import count_non_finite, is_nifti
+from kdpipe.images.files import count_non_finite, is_nifti, read_image
 from kdpipe.metrics.overlap import MAX_LABEL
 
 # Largest distance in mm between corresponding image corners that still counts as one grid. Twice
@@ -70,7 +70,7 @@ def read_label_map(path: Path, case: str) -> LabelMap:
         raise DataError(f"case {case}: there is no file {path}: check the path")
     try:
         not_finite = count_non_finite(path) if is_nifti(path) else 0
-        image = sitk.ReadImage(str(path))
+        image = read_image(path)
     except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(

@@ -83,8 +83,8 @@ def freeze(network: nn.Module) -> nn.Module:
 
 
 def model_path(kind: str, path: str, *, folder: bool = False) -> Path:
-    """Return `path`, or raise ConfigError where there is no such file or folder."""
-    found = Path(path)
+    """Return `path`, ``~`` expanded, or raise ConfigError: there is no such file or folder."""
+    found = Path(path).expanduser()
     if not (found.is_dir() if folder else found.is_file()):
         what = "folder" if folder else "file"
         raise ConfigError(f"network {kind!r}: {found} is no {what}; correct its 'path'")

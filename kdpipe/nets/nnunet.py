@@ -88,7 +88,7 @@ def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: 
     members = []
     for fold in params.folds:
         network = build_architecture(plans)
-        load_weights(network, Path(params.path) / f"fold_{fold}" / params.checkpoint, plans)
+        load_weights(network, plans.file.parent / f"fold_{fold}" / params.checkpoint, plans)
         members.append(network)
     check_taps(who, members[0], params.taps)
     return freeze(members[0] if len(members) == 1 else Ensemble(members))

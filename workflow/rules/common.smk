@@ -4,10 +4,10 @@ import sys
 
 import kdpipe
 from kdpipe.config import load_study
-from kdpipe.errors import ConfigError
+from kdpipe.errors import KdpipeError
 from kdpipe.paths import WILDCARDS
 from kdpipe.plan import Plan
-from kdpipe.provenance import canonical, code_digest, digest
+from kdpipe.provenance import canonical, code_digest, digest, quick_digest
 from kdpipe.runs import run_files
 
 # Jobs run the Python of this Snakemake, activated or not, and the kdpipe whose code is digested.
@@ -21,7 +21,7 @@ try:
     STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
     PLAN = Plan(STUDY)
     PLAN.check_sources()
-except ConfigError as error:
+except KdpipeError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -74,9 +74,14 @@ def of_cell(path):
     return resolve
 
 
-def weight_files(of):
-    """Input function: what a network that is trained already comes from, or nothing."""
-    return lambda wildcards: PLAN.weight_files(of[next(iter(wildcards))])
+def weight_files(wildcards):
+    """Input function: what a cell's network that is trained already comes from, or nothing."""
+    return PLAN.weight_files(CELLS[wildcards.cell])
+
+
+def network_files(wildcards):
+    """Input function: files that a profiled network's architecture comes from, or nothing."""
+    return PLAN.network_files(PROFILES[wildcards.profile])
 
 
 def teacher_model(wildcards):

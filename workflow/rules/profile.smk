@@ -4,7 +4,7 @@
 rule profile:
     input:
         run="{profile}/run.json",
-        weights=weight_files(PROFILES),
+        files=network_files,
     output:
         costs="{profile}/profile.json",
     log:
