@@ -104,6 +104,8 @@ def _parts(params: Any) -> list[dict[str, Any]]:
 
 def _resolve(part: Mapping[str, Any]) -> dict[str, Any]:
     name = part["name"]
+    if extra := sorted(part.keys() - {"name", "label", "params"}):
+        raise ConfigError(f"sum: {name!r} has no {', '.join(map(repr, extra))}; {_FORM}")
     if name in {SUM, "none"}:
         raise ConfigError(f"sum: {name!r} is no part of a sum; {_FORM}")
     params = check_method(name, part["params"])

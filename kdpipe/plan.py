@@ -22,7 +22,7 @@ STAGE_MODULES = {
     "split": ("kdpipe.data.split",),
     "train": ("kdpipe.engine.train",),
     "adopt": ("kdpipe.engine.adopt",),
-    "profile": ("kdpipe.infer.profile",),
+    "profile": ("kdpipe.engine.profile",),
     "predict": ("kdpipe.infer.predict",),
     "evaluate": ("kdpipe.metrics.folders",),
     "tables": ("kdpipe.report.tables",),
@@ -208,12 +208,17 @@ class Plan:
             stage = "adopt"
         modules: tuple[str, ...] = STAGE_MODULES[stage]
         if cell is not None and stage == "profile":
-            return (*modules, f"kdpipe.nets.{cell.network.name}")
+            return modules + _network_modules(cell.network.name)
         if cell is not None:
             networks = {entry.name for entry in (cell.teacher, cell.student) if entry}
-            modules += tuple(f"kdpipe.nets.{name}" for name in sorted(networks))
+            modules += tuple(m for name in sorted(networks) for m in _network_modules(name))
         if cell is not None and stage == "train":
             method = cell.method or Entry(name="none")
             used = method_names(method.name, method.params)
             modules += tuple(f"kdpipe.methods.{name}" for name in used)
         return modules
+
+
+def _network_modules(name: str) -> tuple[str, ...]:
+    """A network's file; nnU-Net's is built by its plans, whose reader lies on this floor."""
+    return (f"kdpipe.nets.{name}", *(("kdpipe.nnunet_plans",) if name == "nnunet" else ()))

@@ -83,7 +83,9 @@ class Preparation(Strict):
     intensity: Intensity | tuple[Intensity, ...] = Field(
         description="for all channels, or one a channel"
     )
-    crop_foreground: bool = Field(False, description="crop to voxels above the lowest intensity")
+    crop_foreground: bool = Field(
+        False, description="crop to voxels above a window's low, else to those that are not 0"
+    )
 
     @model_validator(mode="after")
     def _positive_spacing(self) -> Preparation:

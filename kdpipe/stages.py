@@ -92,7 +92,7 @@ def run_train(given: argparse.Namespace) -> None:
 
 def run_profile(given: argparse.Namespace) -> None:
     """Measure what a network costs."""
-    from kdpipe.infer.profile import profile
+    from kdpipe.engine.profile import profile
 
     run = _json(given.run, "network", "patch", "threads", "repeats")
     write_json(given.out, profile(run))

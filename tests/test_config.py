@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from nnunet_model import write_model
 
 from kdpipe.config import Entry, json_schema, load_study, read_study
 from kdpipe.errors import ConfigError
@@ -226,3 +228,234 @@ def test_an_editor_accepts_every_form_of_an_entry() -> None:
     jsonschema.validate(SMALL | {"methods": methods}, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(SMALL | {"methods": [3]}, json_schema())
+
+
+# --- teachers that are trained already ----------------------------------------------------------
+
+
+def adopting(teacher: dict[str, Any], **change: Any) -> dict[str, Any]:
+    return SMALL | {"teachers": [teacher]} | change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"students": [{"unet_tiny": {}, "weights": "a.pt"}]},
+            r"unet_tiny: 'weights' is for teachers",
+        ),
+        ({"methods": [{"kd": {}, "weights": "a.pt"}]}, r"kd: 'weights' is for teachers"),
+        (
+            {"methods": [{"sum": ["kd", "at"], "weights": "a.pt"}]},
+            r"kd\+at: 'weights' is for teachers",
+        ),
+        ({"methods": [{"sum": ["kd", {"at": {}, "weights": "a"}]}]}, r"sum: 'at' has no 'w"),
+        ({"students": [{"torchscript": {"path": "a.pt"}}]}, r"'torchscript' is trained already"),
+        ({"students": [{"nnunet": {"path": "x"}}]}, r"'nnunet' is trained already; it can be a t"),
+        (
+            {"teachers": [{"exported": {"path": "a.pt2"}, "weights": "b.pt"}]},
+            r"exported: 'exported' brings its own weights; no 'weights'",
+        ),
+        ({"teachers": ["nnunet"]}, r"net 'nnunet': .*path"),
+        (
+            {"datasets": [{"phantom_ct": {"preset": {"nnunet": "nowhere"}}}]},
+            r"nowhere/plans.json is not there: .* the folder of a trained nnU-Net v2 model",
+        ),
+        (
+            {"datasets": [{"phantom_ct": {"preset": {"nnunt": "nowhere"}}}]},
+            r"nnunt",
+        ),
+    ],
+)
+def test_what_a_trained_teacher_may_not_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study(SMALL | change)
+
+
+def slices_card(folder: Path) -> str:
+    """A copy of phantom_ct whose preset makes slices; returns the folder."""
+    from kdpipe.cards import BUILTIN_CARDS
+
+    card = yaml.safe_load((BUILTIN_CARDS / "phantom_ct.yaml").read_text())
+    card["presets"]["slices"] = card["presets"]["default"] | {"patch": [32, 32]}
+    (folder / "phantom_ct.yaml").write_text(yaml.safe_dump(card))
+    return str(folder)
+
+
+def test_networks_must_be_for_the_sides_of_the_patch(tmp_path: Path) -> None:
+    cards = [slices_card(tmp_path)]
+    slices = {"cards": cards, "datasets": [{"phantom_ct": {"preset": "slices"}}]}
+    for axis in ("teachers", "students"):
+        load_study(SMALL | {axis: ["lcovnet"]})
+        with pytest.raises(ConfigError, match=r"'lcovnet' is for 3D, the patch has 2 sides"):
+            load_study(SMALL | slices | {axis: ["lcovnet"]})
+    plan = Plan(load_study(SMALL | slices))
+    runs = run_files(plan)
+    assert all(runs[f"{folder}/run.json"]["patch"] == [32, 32] for folder in plan.cells)
+    assert {plan.prepared(cell) for cell in plan.cells.values()} == {
+        "data/prepared/phantom_ct/slices"
+    }
+
+
+def test_missing_files_of_a_teacher_stop_before_the_graph(tmp_path: Path) -> None:
+    file = tmp_path / "best.pt"
+    for teacher in ({"segresnet": {}, "weights": str(file)}, {"exported": {"path": str(file)}}):
+        plan = Plan(load_study(adopting(teacher)))
+        with pytest.raises(ConfigError, match=r"teachers\.\w+: .*best.pt is not there, or not a f"):
+            plan.check_sources()
+        file.mkdir()
+        with pytest.raises(ConfigError, match=r"best.pt is not there, or not a file"):
+            plan.check_sources()
+        file.rmdir()
+        file.touch()
+        plan.check_sources()
+        cell = next(cell for cell in plan.cells.values() if cell.role == "teacher")
+        assert plan.weight_files(cell) == [str(file)]
+        file.unlink()
+    bundle = Plan(load_study(adopting({"monai_bundle": {"path": str(tmp_path)}})))
+    with pytest.raises(ConfigError, match=r"not a folder with configs/\*.json, .*models/"):
+        bundle.check_sources()
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foreign_models import export, trained_net
+
+    from kdpipe.nets.base import build_network
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(trained_net(), tmp_path / "net.pt2")
+    plan = Plan(load_study(adopting({"exported": {"path": "~/net.pt2"}})))
+    plan.check_sources()
+    build_network("exported", {"path": "~/net.pt2"}, 1, 3)
+
+
+def test_the_files_of_a_folder_are_those_that_decide_what_the_network_is(tmp_path: Path) -> None:
+    from kdpipe.discover import trained_files
+
+    wanted = ["configs/a.json", "configs/b.yaml", "models/best.pt", "models/old/model.pt"]
+    for name in (*wanted, "configs/notes.txt", "docs/README.md", "models/log.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = trained_files("monai_bundle", {"path": str(tmp_path)})
+    assert [str(file.relative_to(tmp_path)) for file in found] == wanted
+    assert trained_files("monai_bundle", {"path": "nowhere"}) == [Path("nowhere")]
+    assert trained_files("unet_tiny", {}) == []
+
+
+def test_an_adopted_teacher_depends_on_no_recipe(tmp_path: Path) -> None:
+    config = adopting({"segresnet": {}, "weights": "best.pt"})
+    plan = Plan(load_study(config))
+    runs = run_files(plan)
+    (folder,) = (folder for folder, cell in plan.cells.items() if cell.role == "teacher")
+    run = runs[f"{folder}/run.json"]
+    assert "training" not in run and "method" not in run
+    assert run["adopt"].keys() == {"validation_overlap", "precision"}
+    assert run["network"]["weights"] == "best.pt"
+    assert plan.stage_modules("train", plan.cells[folder])[0] == "kdpipe.engine.adopt"
+    recipe = {"teacher": {"epochs": 7, "learning_rate": 0.5}}
+    assert run_files(Plan(load_study(config | {"training": recipe}))) == runs
+    recipe = {"teacher": {"validation_overlap": 0.5}}
+    changed = run_files(Plan(load_study(config | {"training": recipe})))
+    assert {path for path in runs if runs[path] != changed[path]} == {f"{folder}/run.json"}
+    students = [cell for cell in plan.cells.values() if cell.role == "student"]
+    assert not any(cell.adopted for cell in students)
+
+
+def test_a_profile_is_shared_by_methods_and_seeds_and_does_not_depend_on_weights() -> None:
+    plan = Plan(load_study(SMALL | {"methods": ["none", "kd", "cwd"], "teachers": ["unet_tiny"]}))
+    assert set(plan.profiles) == {
+        "results/phantom_ct/profiles/teachers/unet_tiny",
+        "results/phantom_ct/profiles/students/unet_tiny",
+    }
+    assert {plan.profile_folder(cell) for cell in plan.cells.values()} == set(plan.profiles)
+    runs = run_files(plan)
+    with_weights = {"teachers": [{"unet_tiny": {}, "weights": "best.pt"}]}
+    adopted = Plan(load_study(SMALL | {"methods": ["none", "kd", "cwd"]} | with_weights))
+    folder = "results/phantom_ct/profiles/teachers/unet_tiny"
+    assert run_files(adopted)[f"{folder}/run.json"] == runs[f"{folder}/run.json"]
+    assert adopted.network_files(adopted.profiles[folder]) == []
+
+
+# --- nnU-Net ------------------------------------------------------------------------------------
+
+
+def ct_model(folder: Path, **changes: Any) -> Path:
+    """A model of nnU-Net that was trained for phantom_ct's labels; its checkpoint is empty."""
+    names = {"background": 0, "liver": 1, "kidney": 2, "spleen": 3, "duct": 4, "tumour": 5}
+    model = write_model(folder, **({"labels": names} | changes))
+    (folder / "fold_0").mkdir(exist_ok=True)
+    (folder / "fold_0" / "checkpoint_final.pth").touch()
+    return model
+
+
+def nnunet_study(model: Path, **params: Any) -> dict[str, Any]:
+    preset = {"phantom_ct": {"preset": {"nnunet": str(model)}}}
+    return adopting({"nnunet": {"path": str(model), **params}}, datasets=[preset])
+
+
+def test_a_preset_of_a_trained_nnunet_has_its_own_folder(tmp_path: Path) -> None:
+    model = ct_model(tmp_path / "model")
+    study = load_study(nnunet_study(model))
+    (use,) = study.datasets
+    assert re.fullmatch(r"nnunet_[0-9a-f]{8}", use.preset_label)
+    plan = Plan(study)
+    plan.check_sources()
+    assert plan.prepared_of("phantom_ct") == f"data/prepared/phantom_ct/{use.preset_label}"
+    runs = run_files(plan)
+    preparation = runs[f"data/prepared/phantom_ct/{use.preset_label}/run.json"]["preset"]
+    assert preparation["intensity"]["kind"] == "standardize"
+    assert preparation["spacing"] == [3.0, 1.2, 1.0]
+    cells = [runs[f"{folder}/run.json"] for folder in plan.cells]
+    assert all(run["patch"] == [4, 8, 16] for run in cells)
+    other = load_study(nnunet_study(ct_model(tmp_path / "other")))
+    assert other.datasets[0].preset_label != use.preset_label
+    found = [Path(file).name for file in plan.weight_files(next(iter(plan.cells.values())))]
+    assert found == ["dataset.json", "checkpoint_final.pth", "plans.json"]
+
+
+def test_a_nnunet_on_images_of_another_preparation_is_refused(tmp_path: Path) -> None:
+    model = ct_model(tmp_path / "model")
+    plan = Plan(load_study(adopting({"nnunet": {"path": str(model)}})))
+    with pytest.raises(ConfigError, match=r"expects its own preparation; write datasets: ") as told:
+        plan.check_sources()
+    written = yaml.safe_load(str(told.value).partition("; write ")[2])
+    Plan(load_study(adopting({"nnunet": {"path": str(model)}}, **written))).check_sources()
+
+
+ORDERS: dict[str, tuple[dict[str, Any], bool]] = {
+    "the same": ({"background": 0, "liver": 1, "kidney": 2}, True),
+    "written in another order": ({"kidney": 2, "liver": 1, "background": 0}, True),
+    "numbered otherwise": ({"background": 0, "kidney": 1, "liver": 2}, False),
+    "with a label to ignore": ({"background": 0, "liver": 1, "kidney": 2, "ignore": 3}, True),
+    "other names": ({"background": 0, "organ": 1, "liver": 2}, True),
+    "regions": ({"background": 0, "liver": [1, 2], "kidney": [2]}, True),
+    "regions in another order": ({"background": 0, "kidney": [2], "liver": [1, 2]}, False),
+}
+
+
+@pytest.mark.parametrize("what", ORDERS)
+def test_labels_in_another_order_than_the_cards_are_refused(tmp_path: Path, what: str) -> None:
+    from kdpipe.cards import BUILTIN_CARDS
+
+    labels, fits = ORDERS[what]
+    card = yaml.safe_load((BUILTIN_CARDS / "phantom_ct.yaml").read_text())
+    card["labels"]["raw"] = {0: "nothing", 1: "liver", 2: "kidney"}
+    if "regions" in what:
+        card["labels"] |= {"regions": {"liver": [1, 2], "kidney": [2]}, "targets": "regions"}
+    (tmp_path / "phantom_ct.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    model = ct_model(tmp_path / "model", labels=labels)
+    plan = Plan(load_study(nnunet_study(model) | {"cards": [str(tmp_path)]}))
+    if fits:
+        plan.check_sources()
+    else:
+        message = r"order kidney, liver, those of phantom_ct in the order liver, kidney: number"
+        with pytest.raises(ConfigError, match=message):
+            plan.check_sources()
+
+
+def test_a_fold_that_is_not_there_stops_before_the_graph(tmp_path: Path) -> None:
+    model = ct_model(tmp_path / "model")
+    for params in ({"folds": [0, 3]}, {"checkpoint": "checkpoint_best.pth"}):
+        plan = Plan(load_study(nnunet_study(model, **params)))
+        with pytest.raises(ConfigError, match=r"fold_[03]/.* is not there; mend 'folds' or"):
+            plan.check_sources()

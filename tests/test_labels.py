@@ -22,7 +22,10 @@ def labels(**changes: Any) -> Labels:
     [
         (BRATS.values(), ((0, 2), (1, 1), (2, 3))),
         (((3,), (1, 2, 3), (1, 3)), ((1, 2), (2, 1), (0, 3))),  # channels in any order
-        (((1, 2, 3), (2, 3), (2,)), ((0, 1), (1, 3), (2, 2))),  # KiTS: kidney+masses, masses, tumour
+        (
+            ((1, 2, 3), (2, 3), (2,)),
+            ((0, 1), (1, 3), (2, 2)),
+        ),  # KiTS: kidney+masses, masses, tumour
         (((2,), (1,)), ((0, 2), (1, 1))),  # disjoint: as classes, in the given order
         (((1, 2), (2, 3), (2,)), ((0, 1), (1, 3), (2, 2))),  # two that overlap in a third
         ((), ()),

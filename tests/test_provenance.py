@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from loading import load_file
 
-from kdpipe.provenance import canonical, digest, import_closure
+from kdpipe.provenance import canonical, digest, import_closure, quick_digest
 
 
 @pytest.fixture
@@ -72,3 +72,17 @@ def test_digest_of_a_method(
     assert old in text
     (package / file).write_text(text.replace(old, new))
     assert (load().code_digest("kdpipe.methods.cwd") != before) is changes
+
+
+def test_the_end_of_a_file_of_weights_tells_of_a_change_at_its_start(tmp_path: Path) -> None:
+    import torch
+
+    digests = []
+    for value in (0.0, 1.0):
+        weights = torch.zeros(2**20)  # 4 MiB
+        weights[0] = value
+        torch.save({"first": weights}, tmp_path / "weights.pt")
+        digests.append(quick_digest(tmp_path / "weights.pt"))
+    assert digests[0] != digests[1]
+    (tmp_path / "empty").touch()
+    assert quick_digest(tmp_path / "empty") not in digests

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from kdpipe.data.geometry import Grid, to_array
 from kdpipe.errors import DataError
-from kdpipe.images.files import count_non_finite, is_nifti, read_image
+from kdpipe.images.files import count_non_finite, is_nifti, itk_reason, read_image
 from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 MAX_DISPLACEMENT_MM = 1e-2
 """Largest distance of two corners that should be the same point: a hundredth of a millimetre is
 far above the rounding of float32 headers and far below what a voxel could notice."""
+_MENDS = {
+    "orthonormal": "write it again with orthonormal axes",
+    "determinant is 0": "two axes do not say how a slice stands: write it as a volume (X, Y, 1)",
+}
 _NON_FINITE = "{} voxels are NaN or infinite; fill them or replace the file"
 
 
@@ -89,8 +93,9 @@ def read_volume(file: Path, case: str) -> sitk.Image:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{where}: damaged ({error}); fetch or copy the file again") from None
     except RuntimeError as error:
-        reason = str(error).strip().rpartition("\n")[2].removeprefix("ITK ERROR: ")
-        mend = "write it again with orthonormal axes" if "orthonormal" in reason else "replace it"
+        reason = itk_reason(error)
+        mends = (mend for key, mend in _MENDS.items() if key in reason)
+        mend = next(mends, "replace it")
         raise DataError(f"{where}: not readable ({reason}); {mend}") from None
     if wrong:
         raise DataError(f"{where}: {_NON_FINITE.format(wrong)}")

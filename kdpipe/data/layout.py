@@ -19,7 +19,7 @@ from typing import Any
 from kdpipe.atomic import write_text
 from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.images.files import SUFFIXES, case_name
+from kdpipe.images.files import PICTURES, SUFFIXES, case_name
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -207,6 +207,8 @@ def _check_pairs(
 
 def _check_channels(folder: Path, cases: Mapping[str, Mapping[int, Path]], n_channels: int) -> None:
     for case, files in cases.items():
+        if set(files) == {0} and files[0].name.endswith(PICTURES):
+            continue  # its colours may be the channels, as in nnU-Net; reading it will tell
         wanted = set(range(n_channels))
         for channel in sorted(wanted - set(files)):
             raise DataError(

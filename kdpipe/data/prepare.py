@@ -172,7 +172,7 @@ def estimated_mb(case: Case, preset: Preparation) -> int:
         except RuntimeError:
             return 0
         size, spacing = reader.GetSize(), reader.GetSpacing()
-        voxels = float(np.prod(size))
+        voxels = float(np.prod(size)) * reader.GetNumberOfComponents()
         native += voxels
         steps = zip(preset.spacing or spacing, spacing, strict=False)
         prepared += voxels * float(np.prod([old / (new or old) for new, old in steps]))

@@ -44,6 +44,11 @@ def prepare_images(
     native = Grid.of(images[0])
     oriented = [_orient(image, preset.orientation) for image in images]
     grid = Grid.of(oriented[0])
+    if 1 in grid.size[:2]:
+        raise DataError(
+            f"a single slice, which lies along another axis than the third in {preset.orientation} "
+            "order; set orientation: null in the preset"
+        )
     full = grid if preset.spacing is None else grid.respaced(preset.spacing)
     image = np.stack([_resample(channel, full, preset.image_interpolation) for channel in oriented])
     intensities = preset.intensities(len(images))

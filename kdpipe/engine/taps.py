@@ -98,7 +98,9 @@ class TapRecorder:
             self._recorded[name] = (tensor, _version(tensor))
 
         if place.endswith(INPUT):
-            return owner.register_forward_pre_hook(lambda module, given: record(module, given[0]))
+            return owner.register_forward_pre_hook(
+                lambda module, given: record(module, _first_tensor(given))
+            )
         return owner.register_forward_hook(lambda module, _, output: record(module, output))
 
 
@@ -145,6 +147,11 @@ def _find(network: nn.Module, stages: Mapping[str, str], name: str) -> nn.Module
         raise ConfigError(
             f"tap {name!r}: the network has no module {path!r} ({error}); correct its stages()"
         ) from None
+
+
+def _first_tensor(given: Sequence[Any]) -> Any:
+    """Exported programs hand sizes to their modules too, before the tensors."""
+    return next((value for value in given if isinstance(value, Tensor)), None)
 
 
 def _version(tensor: Tensor) -> int | None:

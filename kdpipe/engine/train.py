@@ -63,6 +63,7 @@ def _assemble(job: Job, device: torch.device) -> Trainer:
     )
     stages = network_stages(spec["name"], spec["params"])
     teacher = _load_teacher(job)
+    torch.manual_seed(seed)  # adapters start alike, however the teacher is built
     method = _build_method(run, probe(network, stages, input_shape), teacher, input_shape)
     student = Learner(network.to(device), TapRecorder(network, stages, method.student_taps()))
     frozen = _teacher_learner(teacher, student, stages, method, device)
@@ -98,14 +99,18 @@ def _load_teacher(job: Job) -> TrainedModel | None:
         raise ConfigError(f"method {name!r} learns from a teacher: give its model.pt")
     teacher = load_model(job.teacher)
     ours, theirs = (
-        {"image channels": run["network"]["in_channels"], **run["targets"]}
+        {
+            "image channels": run["network"]["in_channels"],
+            "dimensions": len(run["patch"]),
+            **run["targets"],
+        }
         for run in (job.run, teacher.run)
     )
     for key in ours:
         if ours[key] != theirs[key]:
             raise ConfigError(
                 f"teacher {job.teacher} has {key} {theirs[key]}, the student {ours[key]}: "
-                "both must be of the same data set and targets"
+                "both must be of the same data set, targets and dimensions"
             )
     return teacher
 

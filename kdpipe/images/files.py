@@ -8,6 +8,7 @@ end, which also makes gzip check its checksum. Those of JPEG and BMP fill trunca
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -65,6 +66,13 @@ def read_image(file: Path) -> sitk.Image:
     if file.name.endswith(PICTURES):
         image.SetSpacing((1.0,) * image.GetDimension())
     return image
+
+
+def itk_reason(error: Exception) -> str:
+    """Return the line of SimpleITK's message that says what is wrong, without addresses."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    chosen = next((line for line in lines if line.startswith("ITK ERROR: ")), lines[-1])
+    return re.sub(r"^(ITK ERROR: )?(\w+\(0x[0-9a-f]+\): )?", "", chosen)
 
 
 def _check_end(file: Path) -> None:

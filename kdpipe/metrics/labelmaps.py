@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.errors import DataError
-from kdpipe.images.files import count_non_finite, is_nifti, read_image
+from kdpipe.images.files import count_non_finite, is_nifti, itk_reason, read_image
 from kdpipe.metrics.overlap import MAX_LABEL
 
 # Largest distance in mm between corresponding image corners that still counts as one grid. Twice
@@ -72,9 +72,8 @@ def read_label_map(path: Path, case: str) -> LabelMap:
         not_finite = count_non_finite(path) if is_nifti(path) else 0
         image = read_image(path)
     except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
-            f"case {case}: cannot read {path}: {reason[0]}. "
+            f"case {case}: cannot read {path}: {itk_reason(error)}. "
             "The file is damaged or truncated: write or download it again"
         ) from error
     if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() not in (2, 3):

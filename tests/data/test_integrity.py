@@ -125,7 +125,7 @@ def single_row(case: Case) -> Path:
 
 
 def two_dimensional(case: Case) -> Path:
-    return save(case.images[0], voxels()[:, :, 2])
+    return save(case.label, label_map()[:, :, 2])
 
 
 def four_dimensional(case: Case) -> Path:
@@ -218,7 +218,7 @@ BAD: dict[Callable[[Case], Path], str] = {
     fractional_id: "no integers: 0.5",
     empty_label: "empty label map",
     single_row: "only the last axis may have a single voxel",
-    two_dimensional: r"differs from the first image's \(12, 10, 1\)",
+    two_dimensional: r"shape \(12, 10, 1\) differs from the first image's \(12, 10, 8\)",
     four_dimensional: "2 channels found, the card names 1",
     four_dimensional_label: "4 axes",
     five_dimensional: "5 axes",

@@ -177,6 +177,43 @@ def test_spacing_null_or_equal_keeps_the_voxels() -> None:
     assert geometry["prepared"]["spacing"] == (0.8, 0.8, 3.00001)
 
 
+def test_an_axis_without_spacing_keeps_its_own() -> None:
+    image = sitk.GetImageFromArray(phantom((9, 8, 7))[0].transpose(2, 1, 0))
+    image.SetSpacing((0.8, 1.0, 3.3))
+    got, geometry = prepare_images([image], preset(orientation="LPS", spacing=(1.6, None, 1.1)))
+    assert geometry["prepared"]["spacing"] == (1.6, 1.0, 1.1)
+    assert got.shape == (1, 5, 8, 21)
+    own, _ = prepare_images([image], preset(orientation="LPS", spacing=(1.6, 1.0, 1.1)))
+    np.testing.assert_array_equal(got, own)
+    turned, geometry = prepare_images([image], preset(orientation="SLA", spacing=(1.6, None, 1.1)))
+    assert geometry["prepared"]["spacing"] == (1.6, 0.8, 1.1), "axes are those of the orientation"
+    assert turned.shape == (1, 15, 9, 8)
+
+
+@pytest.mark.parametrize("affine", [AIL, LPS, np.eye(4)], ids=["AIL", "LPS", "RAS"])
+def test_orientation_null_keeps_the_axes_as_stored(tmp_path: Path, affine: np.ndarray) -> None:
+    raw, label = phantom((9, 8, 7))
+    image = sitk.ReadImage(str(save(tmp_path / "image.nii.gz", raw, affine)))
+    got, geometry = prepare_images([image], preset(orientation=None))
+    np.testing.assert_allclose(got[0], (np.clip(raw, -100, 300) + 100) / 400, atol=1e-6)
+    assert geometry["prepared"] == geometry["native"]
+    stored = sitk.ReadImage(str(save(tmp_path / "label.nii.gz", label, affine)))
+    np.testing.assert_array_equal(prepare_label(stored, geometry), label)
+
+
+@pytest.mark.parametrize("thin", [1, 2, 3])
+def test_a_bspline_of_few_slices_is_linear(thin: int) -> None:
+    """SimpleITK refuses fewer than four voxels an axis; pictures have one."""
+    raw = phantom((12, 10, 8))[0][:, :, :thin]
+    image = sitk.GetImageFromArray(raw.transpose(2, 1, 0))
+    spline, linear = (
+        prepare_images([image], preset(spacing=(0.7, 1.3, None), image_interpolation=kind))[0]
+        for kind in ("bspline", "linear")
+    )
+    np.testing.assert_array_equal(spline, linear)
+    assert spline.shape == (1, 18, 8, thin)
+
+
 def test_label_equals_sitk_label_linear_off_the_ties() -> None:
     label = phantom((24, 20, 16))[1]
     image = sitk.GetImageFromArray(label.transpose(2, 1, 0))
@@ -251,6 +288,40 @@ def test_channels_are_scaled_each_by_itself() -> None:
     assert ["mean" in done for done in geometry["intensity"]] == [True, True]
 
 
+def test_each_channel_may_have_a_transform_of_its_own() -> None:
+    raw = phantom((12, 10, 8))[0]
+    images = [sitk.GetImageFromArray(raw.transpose(2, 1, 0))] * 5
+    kinds = [
+        WINDOW,
+        {"kind": "zscore", "nonzero": False},
+        {"kind": "standardize", "low": -200, "high": 100, "mean": 20, "sd": 40},
+        {"kind": "rescale"},
+        {"kind": "unchanged"},
+    ]
+    got, geometry = prepare_images(images, preset(intensity=kinds, orientation="LPS"))
+    expected = [
+        (np.clip(raw, -100, 300) + 100) / 400,
+        (raw - raw.mean()) / raw.std(),
+        (np.clip(raw, -200, 100) - 20) / 40,
+        (raw - raw.min()) / (raw.max() - raw.min()),
+        raw,
+    ]
+    for channel, wanted in zip(got, expected, strict=True):
+        np.testing.assert_allclose(channel, wanted, atol=1e-3)
+    assert [done["kind"] for done in geometry["intensity"]] == [kind["kind"] for kind in kinds]
+    assert geometry["intensity"][3]["low"] == -1000
+    assert geometry["pad_value"] == 0
+    with pytest.raises(ValueError, match="5 intensity entries for 2 channels"):
+        prepare_images(images[:2], preset(intensity=kinds))
+
+
+def test_rescaled_to_its_own_range_after_resampling() -> None:
+    image = sitk.GetImageFromArray(phantom((12, 10, 8))[0])
+    chosen = preset(intensity={"kind": "rescale"}, spacing=(1.7, 0.8, 1.2))
+    got, _ = prepare_images([image], chosen)
+    assert (got.min(), got.max()) == (0, 1)
+
+
 def test_crop_follows_the_image_and_not_the_label() -> None:
     raw = np.full((20, 20, 20), -1000, np.float32)
     raw[6:12, 5:9, 4:10] = 50
@@ -284,7 +355,15 @@ def test_pad_value_is_the_smallest_of_a_windowed_image() -> None:
     ("change", "message"),
     [
         ({"intensity": {"kind": "window", "low": 5000, "high": 6000}}, "one side of the window"),
-        ({"intensity": {"kind": "zscore"}}, "all non-zero voxels are equal"),
+        ({"intensity": {"kind": "zscore"}}, "all non-zero voxels are equal.* nonzero: false"),
+        (
+            {"intensity": {"kind": "standardize", "low": 50, "high": 60, "mean": 0, "sd": 1}},
+            r"one side of the window \[50, 60\]",
+        ),
+        (
+            {"intensity": {"kind": "standardize", "low": 0, "high": 1e6, "mean": 0, "sd": 1e-5}},
+            r"channel 0: intensities up to 700000 in size .*, 65504 can be stored",
+        ),
     ],
 )
 def test_image_that_the_preset_empties_is_refused(change: Any, message: str) -> None:
@@ -292,6 +371,41 @@ def test_image_that_the_preset_empties_is_refused(change: Any, message: str) -> 
     raw[2:4] = 7
     with pytest.raises(DataError, match=message):
         prepare_images([sitk.GetImageFromArray(raw)], preset(**change))
+
+
+@pytest.mark.parametrize("value", [0, 7])
+@pytest.mark.parametrize(
+    ("intensity", "message"),
+    [
+        (WINDOW, "channel 1: all voxels are of one value or on one side"),
+        (
+            {"kind": "standardize", "low": -9, "high": 9, "mean": 0, "sd": 1},
+            "channel 1: all voxels",
+        ),
+        (
+            {"kind": "rescale"},
+            r"channel 1: every voxel is \d, a range of \[0, 1\] needs two values",
+        ),
+        (
+            {"kind": "zscore", "nonzero": False},
+            "channel 1: all voxels are equal.*replace the image$",
+        ),
+    ],
+    ids=["window", "standardize", "rescale", "zscore"],
+)
+def test_constant_channels_are_refused(intensity: Any, message: str, value: int) -> None:
+    images = [phantom((8, 8, 8))[0], np.full((8, 8, 8), value, np.float32)]
+    kinds = ({"kind": "unchanged"}, intensity)
+    with pytest.raises(DataError, match=message):
+        prepare_images([sitk.GetImageFromArray(image) for image in images], preset(intensity=kinds))
+
+
+def test_what_half_precision_cannot_hold_is_refused() -> None:
+    image = sitk.GetImageFromArray(np.linspace(-65504, 65504, 1000).reshape(10, 10, 10))
+    chosen = preset(intensity={"kind": "unchanged"})
+    assert np.isfinite(prepare_images([image], chosen)[0].astype(np.float16)).all()
+    with pytest.raises(DataError, match="channel 0: intensities up to 66000 in size"):
+        prepare_images([image - 496], chosen)
 
 
 # whole data sets

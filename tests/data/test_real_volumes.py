@@ -1,4 +1,4 @@
-"""Real MR volumes from the folder to the prepared store and back, where they are at hand."""
+"""Real images from the folder to the prepared store and back, where they are at hand."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
 from kdpipe.cards import load_card
-from kdpipe.data.layout import list_files
+from kdpipe.data.layout import Case, list_files
 from kdpipe.data.prepare import prepare_case
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
-from kdpipe.infer.restore import restore_labels
+from kdpipe.infer.restore import restore_case, restore_labels
+from kdpipe.metrics.folders import evaluate_folders
 
 
 def test_all_cases_of_the_card_are_found(hippocampus: Path) -> None:
@@ -44,3 +46,52 @@ def test_a_real_label_comes_back_to_the_voxel(hippocampus: Path, tmp_path: Path)
         np.testing.assert_allclose(
             nib.load(tmp_path / "found.nii.gz").affine, native.affine, atol=1e-5
         )
+
+
+def dice_of_a_perfect_prediction(
+    card_id: str, preset: str, case: Case, folder: Path
+) -> list[float]:
+    """Prepare a case, take its prepared label for a prediction, and score that on file."""
+    card = load_card(card_id)
+    preparation = card.preset(preset).preparation
+    prepare_case(case, preparation, card.labels, card.channels, folder / "cases", "digest")
+    stored = StoredCase(folder / "cases" / case.case)
+    targets = Targets(len(card.labels.raw), card.labels.region_ids)
+    scores = np.moveaxis(np.eye(targets.n_labels, dtype=np.float32)[stored.whole()[1]], -1, 0)
+    restore_case(scores, stored.geometry, targets, folder / "predictions", case.case)
+    table = evaluate_folders(
+        None, folder / "predictions", card.labels.scored, "strict_mm",
+        references={case.case: case.label}, cases=[case.case], in_voxels=not card.has_spacing,
+    )  # fmt: skip
+    assert set(table["unit"]) == {"fraction", "mm" if card.has_spacing else "voxel"}
+    return table[table["metric"] == "dice"]["value"].tolist()
+
+
+@pytest.mark.parametrize("preset", ["default", "slices"])
+def test_thick_slices_come_back_after_resampling_in_the_plane(
+    chaos: Path, tmp_path: Path, preset: str
+) -> None:
+    card = load_card("chaos_mr_t2")
+    cases = list_files(chaos, card.layout, len(card.channels))
+    assert len(cases) == 20
+    for case in cases[::11]:
+        found = dice_of_a_perfect_prediction("chaos_mr_t2", preset, case, tmp_path)
+        assert len(found) == 4
+        assert min(found) > 0.97
+        geometry = StoredCase(tmp_path / "cases" / case.case).geometry
+        native, prepared = (geometry[name]["spacing"] for name in ("oriented", "prepared"))
+        assert prepared == [1.5, 1.5, native[2]]
+        assert prepared[2] > 5, "thick slices are kept"
+
+
+def test_pictures_come_back_to_the_pixel(kits_slices: Path, tmp_path: Path) -> None:
+    card = load_card("kits19_slices")
+    cases = list_files(kits_slices, card.layout, len(card.channels))
+    assert len(cases) == 24
+    assert len({case.subject for case in cases}) == 5
+    for case in cases[::13]:
+        found = dice_of_a_perfect_prediction("kits19_slices", "default", case, tmp_path)
+        assert set(np.nan_to_num(found, nan=1.0)) == {1.0}
+        image, _ = StoredCase(tmp_path / "cases" / case.case).whole()
+        assert image.shape == (1, 512, 512, 1)
+        assert (image.min(), image.max()) == (0, 1)

@@ -109,3 +109,39 @@ def test_scores_cover_volumes_larger_and_smaller_than_the_patch(shape: tuple[int
     assert scores.shape == (2, *shape)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, network(image[None])[0].detach(), atol=1e-4, rtol=1e-4)
+
+
+class Mean(nn.Module):
+    """Scores that depend on the whole window, of two channels."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.stack([image[:, 0], image[:, 1] - image.mean((1, 2, 3))[:, None, None]], 1)
+
+
+@pytest.mark.parametrize("shape", [(20, 9, 11), (5, 17, 3), (8, 8, 1), (3, 4, 2)])
+@pytest.mark.parametrize("window_batch", [1, 3, 50])
+def test_slices_are_predicted_one_by_one(shape: tuple[int, ...], window_batch: int) -> None:
+    """What one slice shows changes nothing in another, however many are passed at once."""
+    image = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    options = {"overlap": 0.5, "window_batch": window_batch, "pad_value": -1.0}
+    scores = sliding_scores(Mean(), image, (8, 6), **options)
+    assert scores.shape == (2, *shape)
+    assert scores.dtype == torch.float32
+    for z in range(shape[2]):
+        alone = sliding_scores(Mean(), image[..., z : z + 1], (8, 6), **options)
+        torch.testing.assert_close(scores[..., z], alone[..., 0])
+        flat = sliding_scores(Mean(), image[..., z], (8, 6), **options)
+        torch.testing.assert_close(scores[..., z], flat)
+    if shape[:2] == (8, 8):
+        windows = [Mean()(image[None, :, :, :6, 0]), Mean()(image[None, :, :, 2:, 0])]
+        torch.testing.assert_close(scores[:, :, 0, 0], windows[0][0, :, :, 0])
+        torch.testing.assert_close(scores[:, :, -1, 0], windows[1][0, :, :, -1])
+
+
+def test_padding_has_the_value_of_the_case() -> None:
+    image = torch.zeros(2, 3, 4, 2)
+    (first, second) = (
+        sliding_scores(Mean(), image, (8, 6), overlap=0.5, pad_value=value) for value in (0.0, 1.0)
+    )
+    assert (first[1] == 0).all()
+    torch.testing.assert_close(second[1], torch.full((3, 4, 2), 12 / 48 - 1))

@@ -102,26 +102,85 @@ def test_way_back_is_close_after_resampling(tmp_path: Path, name: str, spacing: 
         assert np.abs(moved).max() < 0.3, "a shift of half a voxel would show here"
 
 
-@pytest.mark.parametrize("name", AFFINES)
-def test_interpolated_labels_are_those_of_the_full_interpolation(tmp_path: Path, name: str) -> None:
-    """The shortcut for agreeing neighbours must not change one voxel."""
-    image, _, _ = native_case(tmp_path, AFFINES[name])
-    _, geometry = prepare_images([image], preset(spacing=(1.7, 1.4, 2.1)))
-    noise = np.random.default_rng(1).normal(size=(5, *geometry["prepared"]["size"]))
-    scores = np.stack([ndimage.gaussian_filter(part, 1.0) for part in noise]).astype(np.float32)
+def smooth_scores(channels: int, geometry: dict[str, Any]) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(size=(channels, *geometry["prepared"]["size"]))
+    return np.stack([ndimage.gaussian_filter(part, 1.0) for part in noise]).astype(np.float32)
 
+
+def fully_interpolated(scores: np.ndarray, geometry: dict[str, Any]) -> np.ndarray:
+    """Every channel at every native voxel, (K, X, Y, Z): what `restore_labels` never holds."""
     native, prepared = (Grid.from_dict(geometry[key]) for key in ("native", "prepared"))
     index = np.indices(native.size).reshape(3, -1)
     points = native.axes @ (index * np.array(native.spacing)[:, None])
     points += np.array(native.origin)[:, None] - np.array(prepared.origin)[:, None]
     where = (prepared.axes.T @ points) / np.array(prepared.spacing)[:, None]
-    full = np.stack([ndimage.map_coordinates(s, where, order=1, mode="nearest") for s in scores])
+    full = [ndimage.map_coordinates(s, where, order=1, mode="nearest") for s in scores]
+    size = np.array(prepared.size)[:, None]
+    outside = ((where < -0.5 - 1e-3) | (where > size - 0.5 + 1e-3)).any(axis=0)
+    return np.where(outside, -np.inf, np.stack(full)).reshape(-1, *native.size)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_interpolated_labels_are_those_of_the_full_interpolation(tmp_path: Path, name: str) -> None:
+    """The shortcut for agreeing neighbours must not change one voxel."""
+    image, _, _ = native_case(tmp_path, AFFINES[name])
+    _, geometry = prepare_images([image], preset(spacing=(1.7, 1.4, 2.1)))
+    scores = smooth_scores(5, geometry)
+    full = fully_interpolated(scores, geometry)
     ranked = np.sort(full, axis=0)
-    clear = (ranked[-1] - ranked[-2] > 1e-4).reshape(native.size)
+    clear = ranked[-1] - ranked[-2] > 1e-4
     assert clear.mean() > 0.99
 
     got = to_array(restore_labels(scores, geometry, CLASSES))
-    np.testing.assert_array_equal(got[clear], full.argmax(axis=0).reshape(native.size)[clear])
+    np.testing.assert_array_equal(got[clear], full.argmax(axis=0)[clear])
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("regions", [((1, 2, 3), (1, 3), (3,)), ((1, 2), (2, 3), (2,))])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spacing": (1.7, 1.4, 2.1)},
+        {"spacing": (0.53, None, 3.7), "crop_foreground": True},
+        {"spacing": (None, 0.9, 1.1), "orientation": None},
+    ],
+    ids=["coarse", "one axis kept, cropped", "not oriented"],
+)
+def test_interpolated_regions_are_those_of_the_full_interpolation(
+    tmp_path: Path, name: str, regions: Any, changes: dict[str, Any]
+) -> None:
+    """Each region is interpolated, then painted; not the label map that they make."""
+    image, _, _ = native_case(tmp_path, AFFINES[name])
+    _, geometry = prepare_images([image], preset(**changes))
+    scores = smooth_scores(3, geometry)
+    full = fully_interpolated(scores, geometry)
+    clear = (np.abs(full) > 1e-4).all(axis=0)
+    assert clear.mean() > 0.98
+
+    order = sorted(range(3), key=lambda channel: -len(regions[channel]))
+    expected = np.zeros(full.shape[1:], np.uint8)
+    for channel in order:
+        inner = set().union(*(set(ids) for ids in regions if set(ids) < set(regions[channel])))
+        (label,) = set(regions[channel]) - inner
+        expected[full[channel] > 0] = label
+    got = to_array(restore_labels(scores, geometry, Targets(4, regions)))
+    assert set(np.unique(got)) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(got[clear], expected[clear])
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("code", [None, "RAS", "IPL"])
+def test_regions_come_back_exactly_without_resampling(
+    tmp_path: Path, name: str, code: str | None
+) -> None:
+    image, label, _ = native_case(tmp_path, AFFINES[name])
+    chosen = preset(orientation=code, spacing=(None, None, None), crop_foreground=True)
+    _, geometry = prepare_images([image], chosen)
+    prepared = prepare_label(label, geometry)
+    scores = np.stack([prepared > 0, prepared == 2]).astype(np.float32) - 0.5
+    written = restore_labels(scores, geometry, Targets(3, ((1, 2), (2,))))
+    assert Grid.of(written) == Grid.of(image)
+    np.testing.assert_array_equal(to_array(written), to_array(label))
 
 
 def test_outside_the_crop_is_background(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kdpipe.cards import CtAbdomen
 from kdpipe.data.phantom import generate
 from kdpipe.labels import Labels
+from kdpipe.nets.base import build_network
 
 CARD = """
 schema_version: 1
@@ -34,6 +37,10 @@ presets:
     intensity: {kind: window, low: -175, high: 275}
     crop_foreground: true
     patch: [16, 16, 16]
+  slices:
+    spacing: [4.0, 4.0, null]
+    intensity: {kind: window, low: -175, high: 275}
+    patch: [16, 24]
 """
 
 CONFIG = """
@@ -48,6 +55,22 @@ seeds: [3]
 training:
   teacher: {epochs: 4, steps_per_epoch: 5, learning_rate: 0.01, validate_every: 2}
   student: {epochs: 4, steps_per_epoch: 5, learning_rate: 0.01, validate_every: 2}
+"""
+
+#: slices, and a teacher that is trained already
+SLICES = """
+study: slices
+cards: [cards]
+data_source: {ours: nnunet_raw}
+datasets: [{ours: {preset: slices}}]
+teachers: [{unet_tiny: {channels: [8, 16, 32], strides: [2, 2]}, weights: teacher.pt}]
+students: [{unet_tiny: {channels: [4, 8, 16], strides: [2, 2]}}]
+methods: [kd]
+results_root: sliced
+seeds: [0]
+training:
+  student: {epochs: 1, steps_per_epoch: 2, validate_every: 1}
+profile: {repeats: 5}
 """
 
 
@@ -67,9 +90,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def snakemake(folder: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    folder: Path, root: Path, *arguments: str, config: str = "config.yaml"
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
-    command += ["--configfile", str(folder / "config.yaml"), "--directory", str(folder)]
+    command += ["--configfile", str(folder / config), "--directory", str(folder)]
     return subprocess.run(
         [*command, "--cores", "2", *arguments],
         cwd=folder,
@@ -121,6 +146,42 @@ def test_a_damaged_image_stops_the_study_and_is_named(folder: Path, root: Path) 
     assert "case 'phantom_002'" in log
     assert "damaged" in log
     assert not (copy / "data" / "prepared" / "ours" / "default" / "cases.tsv").exists()
+
+
+def write_teacher(file: Path, seed: int) -> None:
+    """Write weights as another program leaves them, with an older date than all results."""
+    torch.manual_seed(seed)
+    network = build_network("unet_tiny", {"channels": [8, 16, 32], "strides": [2, 2]}, 1, 4, 2)
+    weights = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 100}, file)
+    os.utime(file, (seed + 1, seed + 1))
+
+
+@pytest.mark.slow
+def test_slices_and_a_teacher_that_is_trained_already(folder: Path, root: Path) -> None:
+    (folder / "slices.yaml").write_text(SLICES)
+    write_teacher(folder / "teacher.pt", 0)
+    cells = "sliced/ours/default/fold0"
+    student = f"{cells}/students/unet_tiny/unet_tiny/kd/seed0"
+    done = snakemake(folder, root, f"{student}/metrics.csv", config="slices.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    teacher = folder / cells / "teachers" / "unet_tiny" / "seed0"
+    (history,) = pd.read_csv(teacher / "train.csv").to_dict("records")
+    found = json.loads((teacher / "model.json").read_text())
+    assert history["validation_dice"] == found["validation_dice"]
+    scores = pd.read_csv(folder / student / "metrics.csv")
+    assert set(scores["structure"]) == {"liver", "kidney", "spleen"}
+    predictions = sorted((folder / student / "predictions").glob("*.nii.gz"))
+    assert len(predictions) == 2
+    for file in predictions:
+        case = file.name.replace(".nii.gz", "_0000.nii.gz")
+        assert nib.load(file).shape == nib.load(folder / "nnunet_raw" / "imagesTr" / case).shape
+
+    write_teacher(folder / "teacher.pt", 1)
+    again = snakemake(folder, root, f"{student}/metrics.csv", "--dry-run", config="slices.yaml")
+    planned = re.findall(r"^(?:local)?rule (\w+):", again.stdout + again.stderr, re.M)
+    assert sorted(planned) == ["distill", "evaluate", "predict", "train_teacher"]
 
 
 def test_an_unknown_method_stops_before_the_graph_with_code_2(folder: Path, root: Path) -> None:

@@ -25,7 +25,7 @@ FLAGS = ("--manifest", "--cases", "--fingerprint", "--model", "--out")
 OUTPUTS = {
     "fetch": ("--manifest",), "prepare": ("--cases", "--fingerprint"), "split": ("--out",),
     "train": ("--model",), "distill": ("--model",), "predict": ("--out",), "evaluate": ("--out",),
-    "tables": ("--out",),
+    "profile": ("--out",), "tables": ("--out",),
 }
 
 
@@ -71,11 +71,22 @@ methods: [none, {kd: {weight: 1.0}}, cwd, {sum: [kd, at], as: both}]
 seeds: [0, 1]
 """
 
+#: a teacher that is trained already
+ADOPTED = """
+study: tiny
+cards: [cards]
+data_source: {mine: source}
+datasets: [mine]
+teachers: [{segresnet: {}, weights: models/best.pt}]
+students: [unet_tiny]
+methods: [none, kd]
+"""
+
 
 class Checkout:
     """A copy of the workflow, in which a study was run to its end."""
 
-    def __init__(self, folder: Path, root: Path):
+    def __init__(self, folder: Path, root: Path, config: str):
         self.folder = folder
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(root / "kdpipe", folder / "kdpipe", ignore=ignore)
@@ -84,7 +95,8 @@ class Checkout:
         shutil.copy(root / "Snakefile", folder)
         (folder / "profiles").symlink_to("workflow/profiles")
         self.write("kdpipe/cli.py", FAKE_CLI)
-        self.write("config.yaml", CONFIG)
+        self.write("config.yaml", config)
+        self.write("models/best.pt", "weights")
         self.write("cards/mine.yaml", CARD)
         self.write("source/dataset.json", "{}")
         for case in "ab":
@@ -119,9 +131,28 @@ class Checkout:
         )
         return {_short(rule, output) for rule, output in jobs if rule != "all"}
 
+    def planned_after(self, change: Callable[[Checkout], None]) -> set[str]:
+        """What is planned after an edit, which is taken back."""
+        before = {
+            file: (file.read_bytes(), file.stat())
+            for part in ("kdpipe", "cards", "source", "models", "config.yaml")
+            for file in [self.folder / part, *(self.folder / part).rglob("*")]
+            if file.is_file()
+        }
+        change(self)
+        try:
+            return self.planned()
+        finally:
+            for file, (content, stat) in before.items():
+                file.write_bytes(content)
+                os.utime(file, (stat.st_atime, stat.st_mtime))
+            (self.folder / "kdpipe/methods/mine.py").unlink(missing_ok=True)
+
 
 def _short(rule: str, output: str) -> str:
     cell = re.search(r"/(teachers|students)/(.+)/(seed\d+)/", output.rsplit("/", 1)[0] + "/")
+    if rule == "profile":
+        return f"profile {Path(output).parent.name}"
     if cell is None:
         return rule if rule != "configure" else f"configure {Path(output).parent.name}"
     return f"{rule} {cell[2].rsplit('/', 1)[-1]}/{cell[3]}"
@@ -129,7 +160,14 @@ def _short(rule: str, output: str) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
-    made = Checkout(tmp_path_factory.mktemp("checkout"), root)
+    made = Checkout(tmp_path_factory.mktemp("checkout"), root, CONFIG)
+    made.snakemake()
+    return made
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Checkout:
+    made = Checkout(tmp_path_factory.mktemp("adopted"), root, ADOPTED)
     made.snakemake()
     return made
 
@@ -204,11 +242,19 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     "the engine": (edit("kdpipe/engine/loop.py", "self.step += 1", "self.step += 2"), EVERYTHING),
     "the student's network": (
         edit("kdpipe/nets/unet_tiny.py", "        0,\n", "        1,\n"),
-        jobs(TRAINED, cells("none", "kd", "cwd", "both")) | {"tabulate"},
+        jobs(TRAINED, cells("none", "kd", "cwd", "both")) | {"profile unet_tiny", "tabulate"},
     ),
     "the teacher's network": (
         edit("kdpipe/nets/segresnet.py", "check_", "check__"),
-        EVERYTHING - jobs(TRAINED, cells("none")),
+        EVERYTHING - jobs(TRAINED, cells("none")) | {"profile segresnet"},
+    ),
+    "how costs are measured": (
+        edit("kdpipe/engine/profile.py", "statistics.median(", "min("),
+        {"profile segresnet", "profile unet_tiny", "tabulate"},
+    ),
+    "how often a cost is measured": (
+        lambda checkout: checkout.write("config.yaml", CONFIG + "profile: {repeats: 9}\n"),
+        jobs("configure profile", ["segresnet", "unet_tiny"]) | {"tabulate"},
     ),
     "the metrics": (
         edit(
@@ -302,20 +348,47 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_one_edit_reruns_exactly_what_it_touches(checkout: Checkout, name: str) -> None:
     change, expected = CASES[name]
-    before = {
-        file: (file.read_bytes(), file.stat())
-        for part in ("kdpipe", "cards", "source", "config.yaml")
-        for file in [checkout.folder / part, *(checkout.folder / part).rglob("*")]
-        if file.is_file()
-    }
-    change(checkout)
+    assert checkout.planned_after(change) == expected
+
+
+def older_weights(checkout: Checkout) -> None:
+    """Weights of one architecture are of one size."""
+    file = checkout.folder / "models/best.pt"
+    file.write_text("stehgiw")
+    os.utime(file, (1, 1))
+
+
+LEARNED = jobs(TRAINED, ["kd/seed0"]) | {"tabulate"}
+TAKEN_OVER = LEARNED | jobs("train_teacher predict evaluate", [TEACHER])
+ADOPTED_CASES: dict[str, tuple[Edit, set[str]]] = {
+    "the weights": (lambda checkout: checkout.write("models/best.pt", "other"), TAKEN_OVER),
+    "weights of an older date": (older_weights, TAKEN_OVER),
+    "their date alone": (touch("models/best.pt"), set()),
+    "how teachers are taken over": (
+        edit("kdpipe/engine/adopt.py", "_SHOWN = 3", "_SHOWN = 4"),
+        TAKEN_OVER,
+    ),
+    "the teacher's network": (
+        edit("kdpipe/nets/segresnet.py", "check_", "check__"),
+        TAKEN_OVER | {"profile segresnet"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADOPTED_CASES)
+def test_what_depends_on_a_teacher_that_is_trained_already(adopted: Checkout, name: str) -> None:
+    change, expected = ADOPTED_CASES[name]
+    assert adopted.planned_after(change) == expected
+
+
+def test_a_teacher_that_has_gone_stops_the_run(adopted: Checkout) -> None:
+    (adopted.folder / "models").rename(adopted.folder / "unmounted")
     try:
-        assert checkout.planned() == expected
+        with pytest.raises(AssertionError, match=r"teachers.segresnet: models/best.pt is not the"):
+            adopted.snakemake()
     finally:
-        for file, (content, stat) in before.items():
-            file.write_bytes(content)
-            os.utime(file, (stat.st_atime, stat.st_mtime))
-        (checkout.folder / "kdpipe/methods/mine.py").unlink(missing_ok=True)
+        (adopted.folder / "unmounted").rename(adopted.folder / "models")
+    assert adopted.planned() == set()
 
 
 def test_a_source_that_has_gone_stops_the_run_and_deletes_nothing(checkout: Checkout) -> None:
