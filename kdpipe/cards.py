@@ -6,7 +6,6 @@ images are prepared. The pipeline has no other knowledge of a data set and no Py
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -16,149 +15,48 @@ from pydantic import Field, ValidationError, model_validator
 
 from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.labels import Labels
-from kdpipe.presets import Preset, Spacing
+from kdpipe.layouts import Layout
+from kdpipe.presets import Preset
 from kdpipe.schema import Strict, explain
+from kdpipe.sources import Access, Archive, Generator, Licence, Source
+from kdpipe.splits import Split, n_folds
 
 BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 T = TypeVar("T")
 
 
-class Source(Strict):
-    """Where the data set was published, and what its authors ask to be cited."""
+class Waiver(Strict):
+    """A finding of the integrity check that is known and accepted."""
 
-    homepage: str | None = None
-    citation: tuple[str, ...] = ()
+    code: str = Field(pattern=r"^D\d\d$")
+    cases: tuple[str, ...] | Literal["all"] = "all"
+    reason: str
 
 
-class Licence(Strict):
-    """Licence as published; `note` holds what is unsure."""
+class Exclusion(Strict):
+    """Cases that are not used at all."""
 
-    spdx: str
-    gated: bool = False
-    redistribute: bool | str = False
+    cases: tuple[str, ...] = Field(description="ids and ranges")
+    reason: str
+
+
+class Integrity(Strict):
+    """What is known to be wrong with the data, and what is done about it."""
+
+    waivers: tuple[Waiver, ...] = ()
+    exclude: tuple[Exclusion, ...] = ()
+    left_right: bool = Field(
+        True, description="check that liver and right kidney lie on the right, spleen on the left"
+    )
+
+
+class Metrics(Strict):
+    """How the data set's own papers and challenge score."""
+
+    protocols: tuple[str, ...] = Field((), description="named metric protocols that papers use")
+    tolerances_mm: dict[str, float] = Field({}, description="of the surface Dice, by structure")
     note: str | None = None
-
-
-class Archive(Strict):
-    """One file to download, with how sure its checksum is."""
-
-    name: str
-    urls: tuple[str, ...]
-    bytes: int | None = None
-    md5: str | None = Field(None, pattern=r"^[0-9a-f]{32}$")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    checksum_status: Literal["publisher", "verified_here", "third_party", "record_on_first_use"] = (
-        "third_party"
-    )
-
-
-class Phantoms(Strict):
-    """What all phantom generators need; each kind adds its grids and its noise."""
-
-    n_cases: int = Field(24, ge=3)
-    seed: int = 0
-    absent_every: int = Field(6, ge=0, description="each n-th case lacks one structure; 0: none")
-    shape_min: tuple[int, int, int] = Field(description="smallest grid, voxels x y z")
-    shape_max: tuple[int, int, int] = Field(description="largest grid, voxels x y z")
-    spacings: tuple[Spacing, ...] = Field(min_length=1, description="mm, one is drawn a case")
-
-
-class CtAbdomen(Phantoms):
-    """Abdomens in CT (`kdpipe.data.phantom`)."""
-
-    kind: Literal["ct_abdomen"] = "ct_abdomen"
-    shape_min: tuple[int, int, int] = Field((56, 56, 28), description="smallest grid, voxels x y z")
-    shape_max: tuple[int, int, int] = Field((72, 72, 40), description="largest grid, voxels x y z")
-    spacings: tuple[Spacing, ...] = Field(
-        ((1.5, 1.5, 2.5), (1.2, 1.2, 3.0), (2.0, 2.0, 2.0)), description="mm, one is drawn a case"
-    )
-    noise_sd: float = Field(25.0, ge=0, description="HU")
-
-
-class BrainTumour(Phantoms):
-    """Brains with a tumour in four MR sequences (`kdpipe.data.phantom_brain`)."""
-
-    kind: Literal["brain_tumour"] = "brain_tumour"
-    shape_min: tuple[int, int, int] = Field((60, 68, 56), description="smallest grid, voxels x y z")
-    shape_max: tuple[int, int, int] = Field((72, 80, 72), description="largest grid, voxels x y z")
-    spacings: tuple[Spacing, ...] = Field(
-        ((2.0, 2.0, 2.0), (1.6, 1.6, 2.0), (1.8, 1.8, 1.8)),
-        description="mm, one is drawn a case",
-    )
-    noise_sd: float = Field(0.07, ge=0, description="in units of white matter's intensity")
-
-
-Generator = Annotated[CtAbdomen | BrainTumour, Field(discriminator="kind")]
-
-
-class Access(Strict):
-    """How the images get here."""
-
-    mode: Literal["generate", "open", "manual", "local"]
-    steps: tuple[str, ...] = Field((), description="shown verbatim to who has to fetch by hand")
-
-
-class Layout(Strict):
-    """How an extracted archive or a local folder is organised."""
-
-    kind: Literal["auto", "msd", "nnunet"] = "auto"
-    case_pattern: str = Field(r".+", description="regular expression that a case id matches fully")
-    subject_pattern: str = Field(
-        r"(.+)", description="its first group, applied to the case id, is the patient"
-    )
-
-    @model_validator(mode="after")
-    def _patterns_compile(self) -> Layout:
-        for pattern in (self.case_pattern, self.subject_pattern):
-            try:
-                compiled = re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        if compiled.groups < 1:
-            raise ValueError(f"subject_pattern {pattern!r} needs one group: the patient's id")
-        return self
-
-
-class FractionsSplit(Strict):
-    """Random split of the patients by fractions; what is left after val and test is train."""
-
-    kind: Literal["fractions"]
-    val: float = Field(gt=0, lt=1)
-    test: float = Field(gt=0, lt=1)
-    seed: int = 12345
-
-
-class CountsSplit(Strict):
-    """Random split of the patients by counts; fewer cases than the sum are an error."""
-
-    kind: Literal["fixed_counts"]
-    train: int = Field(ge=1)
-    val: int = Field(ge=1)
-    test: int = Field(ge=1)
-    seed: int = 12345
-
-
-class KFoldSplit(Strict):
-    """Fold k is the test set, fold k + 1 (cyclic) the validation set, the others train."""
-
-    kind: Literal["kfold"]
-    n: int = Field(5, ge=3)
-    seed: int = 12345
-
-
-class ExplicitSplit(Strict):
-    """Case ids written out."""
-
-    kind: Literal["explicit"]
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
-
-
-Split = Annotated[
-    FractionsSplit | CountsSplit | KFoldSplit | ExplicitSplit, Field(discriminator="kind")
-]
 
 
 class Card(Strict):
@@ -181,7 +79,13 @@ class Card(Strict):
     labels: Labels
     splits: dict[PathPart, Split]
     presets: dict[PathPart, Preset]
+    metrics: Metrics = Metrics()
+    integrity: Integrity = Integrity()
+    overlaps: tuple[str, ...] = Field((), description="data sets that share patients with this")
     quirks: tuple[str, ...] = ()
+    evidence: dict[str, Literal["verified", "secondary", "memory"]] = Field(
+        {}, description="how sure a part of this card is: read at the source, elsewhere, recalled"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
@@ -208,8 +112,7 @@ class Card(Strict):
 
     def n_folds(self, split: str) -> int:
         """Number of folds of a split; 1 for a fixed split."""
-        rule = self.split(split)
-        return rule.n if isinstance(rule, KFoldSplit) else 1
+        return n_folds(self.split(split))
 
 
 def _pick(entries: Mapping[str, T], name: str, problem: str) -> T:

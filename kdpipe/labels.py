@@ -12,13 +12,21 @@ from kdpipe.schema import Strict
 
 
 class Labels(Strict):
-    """Label ids as stored, by name; 0 is the background.
+    """Label ids by name; 0 is the background.
 
+    They are the ids in the files unless `remap` or `palette` says how those are read.
     With ``targets: regions`` a network has one sigmoid channel for each region, in their order,
     and the regions are what is scored.
     """
 
     raw: dict[int, str]
+    remap: dict[int, int] = Field({}, description="id in the files -> id in raw")
+    unlisted: Literal["error", "background"] = Field(
+        "error", description="what an id in the files that remap does not list becomes"
+    )
+    palette: dict[str, int] = Field(
+        {}, description="of colour masks: 'r,g,b' -> id in raw; another colour is an error"
+    )
     regions: dict[str, tuple[int, ...]] = Field(
         {}, description="unions of labels by name, which may overlap, such as WT: [1, 2, 3]"
     )
@@ -40,6 +48,18 @@ class Labels(Strict):
                     raise ValueError(
                         f"may_be_absent: {did_you_mean(name, self.structures)}, given {name!r}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> Labels:
+        if self.remap and self.palette:
+            raise ValueError("remap and palette exclude one another")
+        if unknown := sorted({*self.remap.values(), *self.palette.values()} - set(self.raw)):
+            raise ValueError(f"remap and palette give ids that raw does not have: {unknown}")
+        for colour in self.palette:
+            parts = colour.split(",")
+            if len(parts) != 3 or not all(p.isdigit() and int(p) < 256 for p in parts):
+                raise ValueError(f"palette: {colour!r} is no colour such as '255,0,85'")
         return self
 
     @model_validator(mode="after")

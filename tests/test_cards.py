@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kdpipe.cards import KFoldSplit, card_files, load_card
+from kdpipe.cards import card_files, load_card
 from kdpipe.errors import ConfigError
+from kdpipe.splits import KFoldSplit
 
 MINE: dict[str, Any] = {
     "schema_version": 1,

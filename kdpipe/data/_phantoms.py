@@ -18,9 +18,9 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 from scipy.spatial import cKDTree
 
-from kdpipe.cards import Phantoms
 from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.labels import Labels
+from kdpipe.sources import Phantoms
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -16,12 +16,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
-from kdpipe.cards import Access, Archive, Generator, Layout
 from kdpipe.data import phantom, phantom_brain
 from kdpipe.data.layout import index, write_manifest
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
+from kdpipe.layouts import Layout
 from kdpipe.provenance import code_digest, digest
+from kdpipe.sources import Access, Archive, Generator
 
 log = logging.getLogger(__name__)
 MARKER = "generated.json"

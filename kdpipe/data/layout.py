@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.atomic import write_text
-from kdpipe.cards import Layout
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import PICTURES, SUFFIXES, case_name
+from kdpipe.layouts import Layout
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from kdpipe.atomic import write_json
-from kdpipe.cards import CtAbdomen
 from kdpipe.data._phantoms import (
     Array,
     Body,
@@ -29,6 +28,7 @@ from kdpipe.data._phantoms import (
     share_inside,
 )
 from kdpipe.labels import Labels
+from kdpipe.sources import CtAbdomen
 
 STRUCTURES = ("background", "liver", "kidney", "spleen", "duct", "tumour")
 LIVER, KIDNEY, SPLEEN, DUCT, TUMOUR = range(1, 6)

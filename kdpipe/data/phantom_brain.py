@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdpipe.atomic import write_json
-from kdpipe.cards import BrainTumour
 from kdpipe.data._phantoms import (
     Array,
     Body,
@@ -29,6 +28,7 @@ from kdpipe.data._phantoms import (
     share_inside,
 )
 from kdpipe.labels import Labels
+from kdpipe.sources import BrainTumour
 
 CHANNELS = ("t1n", "t1c", "t2w", "t2f")
 STRUCTURES = ("background", "NCR", "ED", "ET")

@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
-from kdpipe.cards import CountsSplit, ExplicitSplit, FractionsSplit, KFoldSplit, Split
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.provenance import digest
+from kdpipe.splits import CountsSplit, ExplicitSplit, FractionsSplit, KFoldSplit, Split
 
 PARTS = ("train", "val", "test")
 Parts = dict[str, list[str]]

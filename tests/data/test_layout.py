@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cards import Layout
 from kdpipe.data.layout import Case, index, list_files, read_manifest, write_manifest
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.layouts import Layout
 
 
 def build(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdpipe.cards import CtAbdomen, load_card
+from kdpipe.cards import load_card
 from kdpipe.data._phantoms import ORIENTATIONS
 from kdpipe.data.phantom import (
     DUCT,
@@ -24,6 +24,7 @@ from kdpipe.data.phantom import (
 )
 from kdpipe.errors import ConfigError
 from kdpipe.labels import Labels
+from kdpipe.sources import CtAbdomen
 
 CARD = load_card("phantom_ct")
 assert CARD.generator is not None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from kdpipe.cards import BrainTumour, load_card
+from kdpipe.cards import load_card
 from kdpipe.data._phantoms import ORIENTATIONS
 from kdpipe.data.fetch import fetch
 from kdpipe.data.layout import index, read_manifest
@@ -19,6 +19,7 @@ from kdpipe.data.prepare import prepare
 from kdpipe.data.store import StoredCase
 from kdpipe.errors import ConfigError
 from kdpipe.labels import Labels
+from kdpipe.sources import BrainTumour
 
 CARD = load_card("phantom_brain")
 GENERATOR = CARD.generator

@@ -16,7 +16,6 @@ from medpy.metric.binary import dc, hd95
 from PIL import Image
 from scipy import ndimage
 
-from kdpipe.cards import Layout
 from kdpipe.data.layout import Case, list_files
 from kdpipe.data.prepare import estimated_mb, prepare
 from kdpipe.data.store import StoredCase
@@ -24,6 +23,7 @@ from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 from kdpipe.infer.restore import restore_case
 from kdpipe.labels import Labels
+from kdpipe.layouts import Layout
 from kdpipe.metrics.folders import evaluate_folders
 from kdpipe.presets import Preset
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from kdpipe.cards import Split
 from kdpipe.data.split import PARTS, make_split, read_split, split_cases, write_split
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.splits import Split
 
 SINGLE = [(f"c{i:02d}", f"p{i:02d}") for i in range(24)]
 GROUPED = [(f"p{i:02d}_{visit}", f"p{i:02d}") for i in range(20) for visit in range(1 + i % 4)]

@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 import torch
 
-from kdpipe.cards import CtAbdomen
 from kdpipe.data.phantom import generate
 from kdpipe.labels import Labels
 from kdpipe.nets.base import build_network
+from kdpipe.sources import CtAbdomen
 
 CARD = """
 schema_version: 1
