@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     fetch = _add(commands, "fetch", stages.run_fetch, "bring a data set's files here and list them")
     _path(fetch, "--run", "run.json of the data set's source")
-    _path(fetch, "--raw", "folder for downloaded or generated files")
+    _path(fetch, "--files", "folder for unpacked or generated files")
+    _path(fetch, "--archives", "folder for downloaded files, or where you put them")
+    _path(fetch, "--labels", "folder for label maps, if they have to be made")
     _path(fetch, "--manifest", "table of cases to write")
 
     prepare = _add(commands, "prepare", stages.run_prepare, "check, resample and store the images")
@@ -129,9 +131,16 @@ def build_parser() -> argparse.ArgumentParser:
     docs = _add(commands, "docs", stages.run_docs, "write a page for each method and network")
     _path(docs, "--out", "folder for methods/ and networks/, each with its index (Markdown)")
 
-    new = _add(commands, "new", stages.run_new, "start an entry of the catalogue: file and test")
-    new.add_argument("what", choices=("method", "net"))
-    new.add_argument("entry", metavar="NAME", help="lower case, as in config.yaml")
+    new = _add(commands, "new", stages.run_new, "start an entry of a catalogue, or a card")
+    new.add_argument("what", choices=("method", "net", "dataset"))
+    new.add_argument(
+        "entry", metavar="NAME", help="lower case, as in config.yaml; of a data set, its FOLDER"
+    )
+    card = new.add_argument_group("for a data set, whose card is written")
+    card.add_argument("--name", dest="dataset", help="of the data set (default: the folder's)")
+    card.add_argument(
+        "--out", type=Path, default=Path("cards"), metavar="PATH", help="folder of cards (cards)"
+    )
 
     _add(commands, "doctor", stages.run_doctor, "show versions, processors and accelerators")
     _add(commands, "schema", stages.run_schema, "print the JSON schema of config.yaml")

@@ -107,6 +107,12 @@ class Study(Strict):
     results_root: str = "results"
     cards: tuple[str, ...] = Field((), description="folders with cards of your own")
     data_source: dict[str, str] = Field({}, description="data set -> local folder with its files")
+    accept_licence: tuple[str, ...] = Field(
+        (), description="data sets whose terms you have read and accepted"
+    )
+    accept_checksum: tuple[str, ...] = Field(
+        (), description="data sets whose files may differ from a checksum of third parties"
+    )
     datasets: tuple[Annotated[DatasetUse, BeforeValidator(_dataset_from_yaml)], ...] = Field(
         min_length=1
     )

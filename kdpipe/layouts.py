@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from string import Formatter
 from typing import Literal
 
@@ -17,7 +18,8 @@ class Layout(Strict):
     ``msd`` and ``nnunet`` are the folders of the Decathlon and of nnU-Net, ``auto`` tells the two
     apart. ``files`` finds the first channel of each case by a regular expression on paths below
     the root; its groups ``case`` (needed), ``subject`` (the patient) and ``part`` (a folder that
-    means train, val or test) and any others fill the templates of the other files.
+    means train, val or test) and any others fill the templates of the other files, which are
+    below the root too, such as ``labels/{case}.nii.gz``.
     """
 
     kind: Literal["auto", "msd", "nnunet", "files"] = "auto"
@@ -46,6 +48,13 @@ class Layout(Strict):
         return self
 
     @model_validator(mode="after")
+    def _roots_lie_below(self) -> Layout:
+        for root in self.roots:
+            if PurePath(root).is_absolute() or ".." in PurePath(root).parts:
+                raise ValueError(f"root {root!r} must lie below the unpacked folder")
+        return self
+
+    @model_validator(mode="after")
     def _files_have_templates(self) -> Layout:
         if self.kind != "files":
             if self.find or self.channels or self.label or self.masks:
@@ -57,10 +66,12 @@ class Layout(Strict):
         if "case" not in groups:
             raise ValueError(f"find {self.find!r} needs a group (?P<case>...)")
         for template in filter(None, (*self.channels, self.label, *self.masks.values())):
-            unknown = {field for _, field, _, _ in Formatter().parse(template) if field} - groups
-            if unknown:
+            try:
+                fields = [field for _, field, _, _ in Formatter().parse(template)]
+            except ValueError as error:
+                raise ValueError(f"template {template!r}: {error}") from None
+            if unknown := sorted({field for field in fields if field is not None} - groups):
                 raise ValueError(
-                    f"template {template!r}: find has no group {sorted(unknown)}, only "
-                    f"{sorted(groups)}"
+                    f"template {template!r}: find has no group {unknown}, only {sorted(groups)}"
                 )
         return self

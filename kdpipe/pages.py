@@ -1,4 +1,7 @@
-"""The documentation pages, one a method or network and an index of each, from `kdpipe.facts`."""
+"""The documentation pages: one a method or network and an index of each, one of all data sets.
+
+Methods and networks come from `kdpipe.facts`, data sets from their cards.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,24 @@ from typing import Any
 
 from kdpipe import discover
 from kdpipe.atomic import write_text
+from kdpipe.cards import Card, card_files, load_card
 from kdpipe.facts import method_facts, network_facts
+from kdpipe.presets import Preset, Standardize, Window
 
 Facts = dict[str, Any]
 
 READING = (
     "**This is a reading of the paper, not a reproduction**: its full text could not be had. "
     "The marks below say what is stated, what was read from code, and what is ours."
+)
+DATASETS = (
+    "Numbers are only comparable within one split and one preset. A split that *selects on the "
+    "test cases* chooses checkpoints on the cases that it reports, as its paper does. Each part of "
+    "a card is *verified* (read at the source), *secondary* (read elsewhere) or from *memory*."
+)
+_COLUMNS = (
+    *("data set", "title", "modality", "cases", "structures"),
+    *("access", "licence", "splits", "presets"),
 )
 _TRAINED = "; comes with trained weights, for a teacher"
 _MARKS = {"stated": "stated in the paper", "code": "read from public code", "ours": "ours"}
@@ -25,14 +39,19 @@ _MARKS = {"stated": "stated in the paper", "code": "read from public code", "our
 def write_pages(out: Path) -> list[Path]:
     """Write a page for each entry and an index into ``methods`` and ``networks`` below `out`.
 
+    The data sets share the page ``datasets.md``.
+
     Returns:
-        The two indices.
+        The two indices and that page.
     """
     methods = [method_facts(name) for name in discover.names("methods")]
     networks = [network_facts(name) for name in discover.names("nets")]
+    datasets = out / "datasets.md"
+    write_text(datasets, dataset_page([load_card(name) for name in sorted(card_files())]))
     return [
         _write(out / "methods", methods, method_page, method_index),
         _write(out / "networks", networks, network_page, network_index),
+        datasets,
     ]
 
 
@@ -101,6 +120,83 @@ def network_index(facts: list[Facts]) -> str:
         for f in facts
     ]
     return f"# Networks\n\n{_table(('network', 'in a line', 'for', ''), rows)}\n"
+
+
+def dataset_page(cards: Sequence[Card]) -> str:
+    """Return the page of all data sets as Markdown: a table, then a section for each."""
+    blocks = ["# Data sets", DATASETS, _table(_COLUMNS, [_dataset_row(card) for card in cards])]
+    return "\n\n".join([*blocks, *map(_dataset_section, cards)]) + "\n"
+
+
+def _dataset_row(card: Card) -> tuple[str, ...]:
+    return (
+        f"[{card.id}](#{card.id})",
+        _cell(card.title),
+        card.modality,
+        _n_cases(card),
+        str(len(card.labels.scored)),
+        card.access.mode,
+        card.licence.spdx + (", gated" if card.licence.gated else ""),
+        ", ".join(card.splits),
+        ", ".join(card.presets),
+    )
+
+
+def _n_cases(card: Card) -> str:
+    return str(card.generator.n_cases if card.generator else card.layout.n_cases or "")
+
+
+def _dataset_section(card: Card) -> str:
+    licence, source = card.licence, card.source
+    facts = {
+        "Structures": ", ".join(card.labels.scored),
+        "Source": ", ".join(f"<{link}>" for link in (source.homepage, source.record) if link),
+        "Made of": source.derived_from,
+        "Cite": "; ".join(source.citation),
+        "Print": source.required_text,
+        "Licence": "; ".join(filter(None, (licence.spdx, licence.note))),
+        "Disputed": licence.conflict,
+        "Open data sets with like labels": ", ".join(card.access.alternatives),
+        "Shares patients with": ", ".join(card.overlaps),
+        "Scores": card.metrics.note,
+        "Accepted": "; ".join(f"{w.code}, {w.reason}" for w in card.integrity.waivers),
+        "Left out": "; ".join(e.reason for e in card.integrity.exclude),
+    }
+    blocks = [f"## {card.id}", f"{card.title}."]
+    blocks.append("\n".join(f"- **{name}.** {text}" for name, text in facts.items() if text))
+    rules = [(f"`{name}`", _split_rule(card, name)) for name in card.splits]
+    blocks.append(_table(("split", "rule"), rules))
+    presets = [(f"`{name}`", *_preset_row(preset)) for name, preset in card.presets.items()]
+    blocks.append(_table(("preset", "axes", "spacing, mm", "intensity", "patch"), presets))
+    if card.quirks:
+        blocks.append("What to know:\n\n" + "\n".join(f"- {quirk}" for quirk in card.quirks))
+    if card.evidence:
+        sure = ", ".join(f"{part} {how}" for part, how in card.evidence.items())
+        blocks.append(f"How sure this card is: {sure}.")
+    return "\n\n".join(blocks)
+
+
+def _split_rule(card: Card, name: str) -> str:
+    rule = card.splits[name]
+    warning = "selects on the test cases" if rule.selects_on_test else ""
+    return _cell("; ".join(filter(None, (rule.kind, rule.note, warning))))
+
+
+def _preset_row(preset: Preset) -> tuple[str, ...]:
+    kinds = preset.intensity if isinstance(preset.intensity, tuple) else (preset.intensity,)
+    intensities = [
+        f"{kind.kind} {kind.low:g} to {kind.high:g}"
+        if isinstance(kind, Window | Standardize)
+        else kind.kind
+        for kind in kinds
+    ]
+    steps = ["as stored" if step is None else f"{step:g}" for step in preset.spacing or (None,)]
+    return (
+        preset.orientation or "as stored",
+        " x ".join(steps),
+        ", ".join(intensities),
+        " x ".join(map(str, preset.patch)),
+    )
 
 
 def _link(facts: Facts) -> str:

@@ -36,6 +36,10 @@ class Paths:
     data_root: str
     results_root: str
 
+    def archives(self, dataset: str = "{dataset}") -> str:
+        """Folder of a data set's files as published; what cannot be downloaded is put there."""
+        return f"{self.data_root}/archives/{dataset}"
+
     def raw(self, dataset: str = "{dataset}") -> str:
         """Folder of a data set as downloaded, generated or indexed."""
         return f"{self.data_root}/raw/{dataset}"

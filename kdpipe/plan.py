@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from kdpipe import discover
 from kdpipe.composition import method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
 from kdpipe.discover import trained_files
-from kdpipe.errors import ConfigError
+from kdpipe.errors import ConfigError, DataError
+from kdpipe.gates import closed_gate, unaccepted
 from kdpipe.nnunet_plans import read_plans
 from kdpipe.paths import NO_TEACHER, Paths
+from kdpipe.sources import MIRROR, Archive
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
 STAGE_MODULES = {
@@ -163,9 +166,41 @@ class Plan:
                     f"data_source.{dataset}: {folder} holds no dataset.json; name the folder with "
                     "dataset.json, imagesTr and labelsTr, and see that its disk is mounted"
                 )
+        self._check_gates()
         for cell in self.cells.values():
             if cell.adopted:
                 self._check_adopted(cell)
+
+    def _check_gates(self) -> None:
+        """Name all data sets at once that a person has to fetch, or whose terms to accept."""
+        closed = []
+        for name, card in self.cards.items():
+            if name not in self.study.accept_licence:
+                closed.append(unaccepted(card))
+            if name not in self.study.data_source and card.access.mode != "generate":
+                archives = Path(self.archives_of(name))
+                mirror = bool(os.environ.get(MIRROR))
+                closed.append(closed_gate(card, self.files_of(name), archives, mirror))
+        if messages := [message for message in closed if message]:
+            raise DataError("\n\n".join(messages))
+
+    def files_of(self, dataset: str) -> list[Archive]:
+        """Files that a data set needs, one a file: its own, or those that it is derived from."""
+        card = self.study.card(self._origin(dataset))
+        return [file for entry in card.files for file in entry.expanded()]
+
+    def archives_of(self, dataset: str) -> str:
+        """Folder of the published files that a data set needs."""
+        return self.paths.archives(self._origin(dataset))
+
+    def unpacked_of(self, dataset: str) -> str:
+        """Folder of what is generated or unpacked, shared with what is derived from it."""
+        return f"{self.paths.raw(self._origin(dataset))}/files"
+
+    def _origin(self, dataset: str) -> str:
+        card = self.cards[dataset]
+        derived = card.access.mode == "derived" and card.source.derived_from
+        return card.source.derived_from if derived and card.source.derived_from else dataset
 
     def _check_adopted(self, cell: Cell) -> None:
         who = f"teachers.{cell.network.label}"

@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from kdpipe import discover
+from kdpipe.cards import card_files
 from kdpipe.composition import check_method, is_reading
 from kdpipe.config import DatasetUse, Entry
 from kdpipe.plan import Cell, Plan
+from kdpipe.provenance import file_digest
+from kdpipe.splits import ImportedSplit
 
 Run = dict[str, Any]
 
@@ -38,11 +41,19 @@ def run_files(plan: Plan) -> dict[str, Run]:
 
 def _fetch_run(plan: Plan, use: DatasetUse) -> Run:
     card = plan.cards[use.name]
-    needed = {"id", "channels", "access", "generator", "files", "layout"}
-    run = card.model_dump(mode="json", include=needed)
-    if card.generator is not None:  # the others do not depend on what labels are called
-        run["structures"] = card.labels.structures
-    return run | {"source": plan.study.data_source.get(use.name)}
+    run = card.model_dump(mode="json", include={"id", "channels", "access", "generator", "layout"})
+    labels = card.labels
+    if card.generator is not None or card.layout.masks:  # the others do not depend on names
+        run["structures"] = labels.structures
+    return run | {
+        "ids": {
+            "n_labels": len(labels.raw),
+            **labels.model_dump(mode="json", include={"remap", "unlisted", "palette"}),
+        },
+        "files": [file.model_dump(mode="json") for file in plan.files_of(use.name)],
+        "accept_checksum": use.name in plan.study.accept_checksum,
+        "source": plan.study.data_source.get(use.name),
+    }
 
 
 def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
@@ -64,8 +75,14 @@ def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
 
 
 def _split_run(plan: Plan, use: DatasetUse, split: str, fold: int) -> Run:
-    rule = plan.cards[use.name].split(split).model_dump(mode="json")
-    return {"dataset": use.name, "split": split, "fold": fold, "rule": rule}
+    """An edit of the file of an imported split changes the run; the note of a rule does not."""
+    rule = plan.cards[use.name].split(split)
+    settings = rule.model_dump(mode="json", exclude={"note"})
+    run = {"dataset": use.name, "split": split, "fold": fold, "rule": settings}
+    if isinstance(rule, ImportedSplit):
+        file = rule.path(card_files(plan.study.cards)[use.name])
+        run["file"] = {"path": str(file), "sha256": file_digest(file)}
+    return run
 
 
 def _train_run(plan: Plan, cell: Cell) -> Run:

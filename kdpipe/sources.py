@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from kdpipe.presets import Spacing
 from kdpipe.schema import Strict
 
+#: environment variable: a folder or an address of the user's own that is asked for files first
+MIRROR = "KDPIPE_MIRROR"
 ChecksumStatus = Literal["publisher", "verified_here", "third_party", "record_on_first_use"]
 
 

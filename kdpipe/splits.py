@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kdpipe.errors import ConfigError
 from kdpipe.schema import Strict
 from kdpipe.sources import expand_ids
 
@@ -15,6 +17,16 @@ class _Rule(Strict):
 
     exclude: tuple[str, ...] = Field((), description="case ids that are in no part; ranges too")
     note: str | None = Field(None, description="where the split comes from")
+
+    @model_validator(mode="after")
+    def _ranges_run_upwards(self) -> _Rule:
+        expand_ids(self.exclude)
+        return self
+
+    @property
+    def selects_on_test(self) -> bool:
+        """Whether the validation cases are the test cases, as in some papers."""
+        return getattr(self, "test", None) == "val"
 
 
 class FractionsSplit(_Rule):
@@ -45,16 +57,7 @@ class KFoldSplit(_Rule):
     stratify: bool = Field(False, description="deal patients out by which structures they have")
 
 
-class _Published(_Rule):
-    """A split of a paper; one without a validation set of its own selects on the test set."""
-
-    @property
-    def selects_on_test(self) -> bool:
-        """Whether the validation cases are the test cases, as in the paper."""
-        return getattr(self, "test", None) == "val"
-
-
-class ExplicitSplit(_Published):
+class ExplicitSplit(_Rule):
     """Case ids written out, or ranges such as ``0001-0010``.
 
     ``test: val`` scores on the validation cases, as some papers do; every table says so.
@@ -79,21 +82,33 @@ class ExplicitSplit(_Published):
         return self
 
 
-class FoldersSplit(_Published):
+class FoldersSplit(_Rule):
     """Parts as the data set's folders have them: the group ``part`` of `layout.find`.
 
-    ``val`` and ``test`` name folders. A fraction for ``val`` takes that share of the training
-    patients instead.
+    ``train``, ``val`` and ``test`` name folders; cases of others are left out. A fraction for
+    ``val`` takes that share of the training patients instead.
     """
 
     kind: Literal["folders"]
-    train: tuple[str, ...]
-    val: tuple[str, ...] | float
+    train: tuple[str, ...] = Field(min_length=1)
+    val: tuple[str, ...] | Annotated[float, Field(gt=0, lt=1)]
     test: tuple[str, ...] | Literal["val"]
     seed: int = 12345
 
+    @model_validator(mode="after")
+    def _distinct(self) -> FoldersSplit:
+        given = [
+            name
+            for part in (self.train, self.val, self.test)
+            if isinstance(part, tuple)
+            for name in part
+        ]
+        if twice := sorted({name for name in given if given.count(name) > 1}):
+            raise ValueError(f"folder {twice[0]!r} is named twice; a folder is of one part")
+        return self
 
-class EverySplit(_Published):
+
+class EverySplit(_Rule):
     """Each n-th case of the sorted ids is the validation set, as in ACF-BCKD's lists."""
 
     kind: Literal["every"]
@@ -103,18 +118,36 @@ class EverySplit(_Published):
 
 
 class ImportedSplit(_Rule):
-    """A file of another tool: nnU-Net's ``splits_final.json`` or MONAI's ``dataset.json``.
+    """A file of another tool: nnU-Net's ``splits_final.json``, or a data list of MONAI.
 
     nnU-Net's folds have no test set: fold k's validation cases are the test set here, and
     `val` of the training patients are set aside for the selection of checkpoints. MONAI's
-    ``training`` and ``validation`` lists are used alike, with ``test`` where it has labels.
+    ``training`` and ``validation`` are used alike, or, with `folds`, its ``training`` with a
+    ``fold`` for each item. Where its ``test`` has labels, the three lists are the three parts.
     """
 
     kind: Literal["nnunet", "monai"]
     file: str = Field(description="absolute, or beside the card")
     val: float = Field(0.1, gt=0, lt=1, description="share of the training patients")
-    folds: int = Field(5, ge=1, description="of the file; 1 for MONAI's")
+    folds: int | None = Field(
+        None, ge=1, description="of the file; null: 5 of nnU-Net's, 1 of MONAI's"
+    )
     seed: int = 12345
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds that the file has."""
+        return self.folds or (5 if self.kind == "nnunet" else 1)
+
+    def path(self, card: Path) -> Path:
+        """Return the file, for the file of the card; ConfigError if it is not there."""
+        file = card.parent / Path(self.file).expanduser()
+        if not file.is_file():
+            raise ConfigError(
+                f"{card}: its split of kind {self.kind} needs {file}, which is not there; put "
+                "it there or mend 'file'"
+            )
+        return file
 
 
 Split = Annotated[
@@ -133,4 +166,4 @@ def n_folds(rule: Split) -> int:
     """Number of folds of a rule; 1 for a fixed split."""
     if isinstance(rule, KFoldSplit):
         return rule.n
-    return rule.folds if isinstance(rule, ImportedSplit) else 1
+    return rule.n_folds if isinstance(rule, ImportedSplit) else 1

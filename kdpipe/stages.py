@@ -30,7 +30,8 @@ def run_fetch(given: argparse.Namespace) -> None:
     """Bring a data set's files here and write its manifest."""
     from kdpipe.data.fetch import fetch
 
-    fetch(_json(given.run, "access", "layout", "source"), given.raw, given.manifest)
+    run = _json(given.run, "access", "layout", "ids", "files", "source")
+    fetch(run, given.files, given.archives, given.labels, given.manifest)
 
 
 def run_prepare(given: argparse.Namespace) -> None:
@@ -206,7 +207,12 @@ def run_docs(given: argparse.Namespace) -> None:
 
 
 def run_new(given: argparse.Namespace) -> None:
-    """Write the start of a new entry and say what comes next."""
+    """Write the start of a new entry, or the card of a folder, and say what comes next."""
+    if given.what == "dataset":
+        from kdpipe.new_dataset import new_dataset
+
+        print(new_dataset(Path(given.entry).expanduser(), given.dataset, given.out))
+        return
     from kdpipe.scaffold import new_entry
 
     print(new_entry(given.what, given.entry))

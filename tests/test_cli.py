@@ -20,6 +20,8 @@ CARD = {
     "access": {"mode": "local", "steps": []},
     "generator": None,
     "files": [],
+    "ids": {"n_labels": 2},
+    "accept_checksum": False,
     "layout": {"kind": "auto", "case_pattern": ".+", "subject_pattern": "(.+)"},
 }
 PREPARE = {
@@ -64,8 +66,9 @@ def fetch_and_prepare(source: Path, folder: Path) -> int:
     (folder / "prepare.json").write_text(json.dumps(PREPARE))
     manifest = folder / "manifest.tsv"
     fetched = run(
-        "fetch", "--run", folder / "fetch.json", "--raw", folder / "raw", "--manifest", manifest
-    )
+        "fetch", "--run", folder / "fetch.json", "--manifest", manifest,
+        "--files", folder / "raw", "--archives", folder / "archives", "--labels", folder / "labels",
+    )  # fmt: skip
     return fetched or run(
         "prepare", "--run", folder / "prepare.json", "--manifest", manifest,
         "--store", folder / "cases", "--cases", folder / "cases.tsv",
@@ -115,31 +118,6 @@ def test_a_wrong_source_folder_ends_with_code_2(
 ) -> None:
     assert fetch_and_prepare(tmp_path / "nowhere", tmp_path) == 2
     assert "nowhere" in capsys.readouterr().err
-
-
-def test_a_data_set_that_is_not_here_says_how_to_get_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from kdpipe.config import load_study
-    from kdpipe.plan import Plan
-    from kdpipe.runs import run_files
-
-    study = load_study(
-        {
-            "datasets": ["msd_task04_hippocampus"],
-            "teachers": ["segresnet"],
-            "students": ["unet_tiny"],
-            "methods": ["none"],
-        }
-    )
-    content = run_files(Plan(study))["data/raw/msd_task04_hippocampus/run.json"]
-    (tmp_path / "run.json").write_text(json.dumps(content))
-    paths = ("--run", tmp_path / "run.json", "--raw", tmp_path, "--manifest", tmp_path / "m.tsv")
-    assert run("fetch", *paths) == 3
-    message = capsys.readouterr().err
-    assert "Task04_Hippocampus.tar" in message
-    assert "282d808a3e84e5a52f090d9dd4c0b0057b94a6bd51ad41569aef5ff303287771" in message
-    assert "snakemake --config 'data_source={msd_task04_hippocampus: /path/to/folder}'" in message
 
 
 def test_evaluate_scores_two_folders(source: Path, tmp_path: Path) -> None:

@@ -1,8 +1,4 @@
-"""Get a data set's files here: generate them, or index a folder that somebody put in place.
-
-Nothing is downloaded. Archives are large, licences ask to be accepted by a person, and compute
-nodes often have no network; so an error tells what to fetch, from where, and where to name it.
-"""
+"""Get a data set's files and list its cases: generated, downloaded, or in the user's folder."""
 
 from __future__ import annotations
 
@@ -17,30 +13,38 @@ from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
 from kdpipe.data import phantom, phantom_brain
-from kdpipe.data.layout import index, write_manifest
+from kdpipe.data.acquire import acquire
+from kdpipe.data.canonical import canonical_labels
+from kdpipe.data.layout import index
+from kdpipe.data.manifest import write_manifest
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
 from kdpipe.layouts import Layout
 from kdpipe.provenance import code_digest, digest
-from kdpipe.sources import Access, Archive, Generator
+from kdpipe.sources import Access, Generator
 
 log = logging.getLogger(__name__)
 MARKER = "generated.json"
 GENERATORS = {"ct_abdomen": phantom, "brain_tumour": phantom_brain}
 
 
-def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
+def fetch(
+    run: Mapping[str, Any], files: Path, archives: Path, labels: Path, manifest: Path
+) -> None:
     """Make or find the files of a data set and write the manifest of its cases.
 
     Args:
-        run: `id`, `channels`, `access`, `generator`, `files` and `layout` of the card, `source`
-            (the user's folder or None), and `structures` (name -> id) if it has a generator.
-        raw: folder for generated files; left as it is if it holds them already.
-        manifest: TSV to write, see `kdpipe.data.layout.write_manifest`.
+        run: `id`, `channels`, `access`, `generator` and `layout` of the card; `files` to have,
+            `accept_checksum`; `ids`, how label ids are stored; `source` (the user's folder or
+            None); and `structures` (name -> id) where names matter.
+        files: folder for what is generated or unpacked; left as it is if it holds that already.
+        archives: folder for what is downloaded, or was put there by a person.
+        labels: folder for label maps, if they have to be made of masks, colours or other ids.
+        manifest: TSV to write, see `kdpipe.data.manifest.write_manifest`.
 
     Raises:
         ConfigError: if a generated data set is given a folder, or the folder does not exist.
-        DataError: if a folder is needed and none is given, or it lacks files.
+        DataError: if a file cannot be had or is not the right one, or the folder lacks files.
     """
     access, source = Access.model_validate(run["access"]), run["source"]
     if access.mode == "generate":
@@ -50,18 +54,26 @@ def fetch(run: Mapping[str, Any], raw: Path, manifest: Path) -> None:
                 "out, or write a card of your own for the files"
             )
         names = {index: name for name, index in run["structures"].items()}
-        labels = Labels(raw={0: "background", **names})
+        structures = Labels(raw={0: "background", **names})
         generator: Generator = TypeAdapter(Generator).validate_python(run["generator"])
-        _generate(raw, generator, labels)
-        source = raw
+        _generate(files, generator, structures)
+        source = files
     elif source is None:
-        files = [Archive.model_validate(file) for file in run["files"]]
-        raise DataError(_instructions(run["id"], access, files))
+        source = acquire(run, archives, files)
     cases = index(
         Path(source).expanduser(), Layout.model_validate(run["layout"]), len(run["channels"])
     )
+    cases = canonical_labels(cases, _stored_labels(run), labels)
     write_manifest(manifest, cases)
     log.info("%s: %d cases in %s", run["id"], len(cases), source)
+
+
+def _stored_labels(run: Mapping[str, Any]) -> Labels:
+    """Return how label ids are stored; their names only where masks need them."""
+    ids = dict(run["ids"])
+    names = {index: f"label_{index}" for index in range(1, ids.pop("n_labels"))}
+    names |= {index: name for name, index in run.get("structures", {}).items()}
+    return Labels(raw={0: "background", **names}, **ids)
 
 
 def _generate(raw: Path, generator: Generator, labels: Labels) -> None:
@@ -92,25 +104,3 @@ def _marker(raw: Path) -> str | None:
         return str(json.loads((raw / MARKER).read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _instructions(name: str, access: Access, files: list[Archive]) -> str:
-    """Return what a person has to do to get a data set that is not here."""
-    lines = [f"data set {name!r}: no folder with its files is given. To get it:"]
-    lines += [f"  {number}. {step}" for number, step in enumerate(access.steps, start=1)]
-    for file in files:
-        size = f" ({file.bytes:,} bytes)" if file.bytes else ""
-        lines.append(f"  file {file.name}{size}")
-        lines += [f"    {url}" for url in file.urls]
-        for kind in ("md5", "sha256"):
-            if value := getattr(file, kind):
-                status = file.checksum_status.replace("_", " ")
-                lines.append(f"    {kind} {value} (checksum: {status})")
-    lines += [
-        "Then name the unpacked folder, the one that holds dataset.json, on the command line:",
-        f"  snakemake --config 'data_source={{{name}: /path/to/folder}}'",
-        "or in config.yaml:",
-        "  data_source:",
-        f"    {name}: /path/to/folder",
-    ]
-    return "\n".join(lines)

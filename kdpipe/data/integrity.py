@@ -1,21 +1,23 @@
 """Read a case, and refuse what would spoil a training or an evaluation.
 
 A superset of nnU-Net's `verify_dataset_integrity`. Its warning of differing affines is an error
-here: a label map on a shifted grid trains and scores wrongly.
+here: a label map on a shifted grid trains and scores wrongly. What needs more than one case, or
+is odd rather than wrong, is found by `kdpipe.data.checks`.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
+from kdpipe.cards import Waiver
+from kdpipe.data.findings import CheckError, Finding, Level, waive
 from kdpipe.data.geometry import Grid, to_array
-from kdpipe.errors import DataError
 from kdpipe.images.files import count_non_finite, is_nifti, itk_reason, read_image
 from kdpipe.labels import Labels
 
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
 MAX_DISPLACEMENT_MM = 1e-2
 """Largest distance of two corners that should be the same point: a hundredth of a millimetre is
 far above the rounding of float32 headers and far below what a voxel could notice."""
+MAX_SHEAR = 1e-3
+"""Largest cosine between two axes."""
 _MENDS = {
-    "orthonormal": "write it again with orthonormal axes",
-    "determinant is 0": "two axes do not say how a slice stands: write it as a volume (X, Y, 1)",
-}
+    "orthonormal": ("D06", "write it again with orthonormal axes"),
+    "determinant is 0": (
+        "D06", "two axes do not say how a slice stands: write it as a volume (X, Y, 1)"
+    ),
+}  # fmt: skip
 _NON_FINITE = "{} voxels are NaN or infinite; fill them or replace the file"
 
 
@@ -39,14 +45,14 @@ def read_case(case: Case) -> tuple[list[sitk.Image], sitk.Image]:
     one a colour. A 2D image is a volume of one slice.
 
     Raises:
-        DataError: for a missing, damaged, truncated or unreadable file, or one that is neither 2D
+        CheckError: for a missing, damaged, truncated or unreadable file, or one that is neither 2D
             nor 3D.
     """
     images = [read_volume(file, case.case) for file in case.images]
     label = read_volume(case.label, case.case)
     if label.GetNumberOfComponentsPerPixel() != 1:
         what = "label map of colour or vector voxels"
-        raise _error(case, case.label, what, "store one label id a voxel")
+        raise _refusal("D07", case.case, case.label, f"{what}; store one label id a voxel")
     if len(images) == 1:
         images = _channels(images[0])
     files = case.images if len(case.images) == len(images) else case.images * len(images)
@@ -56,10 +62,11 @@ def read_case(case: Case) -> tuple[list[sitk.Image], sitk.Image]:
     ):
         if image.GetDimension() not in (2, 3):
             axes = f"{what} has {image.GetDimension()} axes, 2 or 3 are expected"
-            raise _error(case, file, axes, "store one file a channel, or one 4D file in all")
+            mend = "store one file a channel, or one 4D file in all"
+            raise _refusal("D02", case.case, file, f"{axes}; {mend}")
         if image.GetNumberOfComponentsPerPixel() != 1:
             mend = "store one number a voxel, or one colour picture in all"
-            raise _error(case, file, f"{what} of colour or vector voxels", mend)
+            raise _refusal("D02", case.case, file, f"{what} of colour or vector voxels; {mend}")
     return [_as_volume(image) for image in images], _as_volume(label)
 
 
@@ -80,25 +87,26 @@ def read_volume(file: Path, case: str) -> sitk.Image:
     """Read one image of any dimension after checking the file's checksum and length.
 
     Raises:
-        DataError: for a missing, damaged, truncated or unreadable file.
+        CheckError: for a missing, damaged, truncated or unreadable file.
     """
-    where = f"case {case!r}, {file}"
     if not file.is_file():
-        raise DataError(f"{where}: no such file; restore it or take the case out of the data set")
+        mend = "restore it or take the case out of the data set"
+        raise _refusal("D01", case, file, f"no such file; {mend}")
     try:
         wrong = count_non_finite(file) if is_nifti(file) else 0
         image = read_image(file)
     except ValueError as error:
-        raise DataError(f"{where}: not readable ({error}); replace it") from None
+        raise _refusal("D16", case, file, f"not readable ({error}); replace it") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{where}: damaged ({error}); fetch or copy the file again") from None
+        what = f"damaged ({error}); fetch or copy the file again"
+        raise _refusal("D16", case, file, what) from None
     except RuntimeError as error:
         reason = itk_reason(error)
-        mends = (mend for key, mend in _MENDS.items() if key in reason)
-        mend = next(mends, "replace it")
-        raise DataError(f"{where}: not readable ({reason}); {mend}") from None
+        known = (_MENDS[key] for key in _MENDS if key in reason)
+        code, mend = next(known, ("D16", "replace it"))
+        raise _refusal(code, case, file, f"not readable ({reason}); {mend}") from None
     if wrong:
-        raise DataError(f"{where}: {_NON_FINITE.format(wrong)}")
+        raise _refusal("D09", case, file, _NON_FINITE.format(wrong))
     return image
 
 
@@ -108,85 +116,126 @@ def check_case(
     label: sitk.Image,
     labels: Labels,
     channels: Sequence[str],
-) -> list[str]:
+    waivers: Sequence[Waiver] = (),
+) -> list[Finding]:
     """Check what `read_case` returned against the card.
 
+    Args:
+        case: for messages.
+        images: 3D, one a channel.
+        label: 3D.
+        labels: ids and names, and which structures a case may lack.
+        channels: names of the channels.
+        waivers: errors that are accepted. A label map whose differing affine (D03) is accepted
+            counts as lying on the image's grid.
+
     Returns:
-        Warnings: structures that the case lacks although the card does not list them in
-        `labels.may_be_absent`.
+        Findings that do not stop: warnings and waived errors. `file` is the whole path.
 
     Raises:
-        DataError: for the first failed check; names the case and the file.
+        CheckError: names the case and each failed check with its file.
     """
+    files = case.images if len(case.images) == len(images) else case.images * len(images)
     if len(images) != len(channels):
         what = (
-            f"{len(images)} channels found, the card names {len(channels)}: {', '.join(channels)}"
+            f"{len(images)} channels found, the card names {len(channels)}: {', '.join(channels)}; "
+            "mend the card's channels or the files of the case"
         )
-        mend = "mend the card's channels or the files of the case"
-        raise _error(case, case.images[0], what, mend)
-    files = case.images if len(case.images) == len(images) else case.images * len(images)
+        raise _refusal("D02", case.case, case.images[0], what)
+    findings: list[Finding] = []
     for image, file in zip(images, files, strict=True):
-        _check_grid(case, file, image, images[0])
-        _check_image(case, file, image)
-    _check_grid(case, case.label, label, images[0])
-    return _check_label(case, label, labels)
+        findings += _check_grid(case, file, image, images[0])
+        findings += _check_image(case, file, image)
+    findings += _check_grid(case, case.label, label, images[0])
+    findings += _check_label(case, label, labels)
+    found = waive(dict.fromkeys(findings), waivers)
+    if any(finding.stops for finding in found):
+        raise refuse(found)
+    return found
 
 
-def _check_grid(case: Case, file: Path, image: sitk.Image, reference: sitk.Image) -> None:
+def refuse(findings: Sequence[Finding]) -> CheckError:
+    """Return the error that says why a case is refused: a line for each finding that stops."""
+    return CheckError("\n".join(str(f) for f in findings if f.stops), findings)
+
+
+def _check_grid(
+    case: Case, file: Path, image: sitk.Image, reference: sitk.Image
+) -> Iterator[Finding]:
     size, expected = image.GetSize(), reference.GetSize()
     if min(size[:2]) < 2:
-        what = f"shape {size}: only the last axis may have a single voxel"
-        raise _error(case, file, what, "store slices along the last axis, or a 2D picture")
+        what = (
+            f"shape {size}: only the last axis may have a single voxel; store slices along the "
+            "last axis, or a 2D picture"
+        )
+        yield _error("D02", case, file, what, waivable=False)
     if size != expected:
-        what = f"shape {size} differs from the first image's {expected}"
-        raise _error(case, file, what, "pair the right files or resample one onto the other")
-    away = np.abs(Grid.of(image).corners() - Grid.of(reference).corners())
+        what = (
+            f"shape {size} differs from the first image's {expected}; pair the right files or "
+            "resample one onto the other"
+        )
+        yield _error("D02", case, file, what, waivable=False)
+        return
+    grid = Grid.of(image)
+    shear = float(np.abs(grid.axes.T @ grid.axes - np.eye(3)).max())
+    if shear > MAX_SHEAR:
+        what = f"axes are sheared, cosine {shear:.3g}; write it again with orthonormal axes"
+        yield _error("D06", case, file, what)
+    away = np.abs(grid.corners() - Grid.of(reference).corners())
     distance = float(np.linalg.norm(away, axis=1).max())
     if not distance <= MAX_DISPLACEMENT_MM:
         what = (
             f"affine differs from the first image's: corners up to {distance:.4g} mm apart, "
-            f"allowed {MAX_DISPLACEMENT_MM} mm"
+            f"allowed {MAX_DISPLACEMENT_MM} mm; mend the header (copy the image's affine if it is "
+            "right)"
         )
-        raise _error(case, file, what, "mend the header (copy the image's affine if it is right)")
+        yield _error("D03", case, file, what)
 
 
-def _check_image(case: Case, file: Path, image: sitk.Image) -> None:
+def _check_image(case: Case, file: Path, image: sitk.Image) -> Iterator[Finding]:
     voxels = to_array(image)
-    _check_finite(case, file, voxels)
+    if wrong := _non_finite(voxels):
+        yield _error("D09", case, file, _NON_FINITE.format(wrong), waivable=False)
+        return
     low, high = voxels.min(), voxels.max()
     if low == high:
-        raise _error(case, file, f"constant image, every voxel is {low}", "replace the file")
+        what = f"constant image, every voxel is {low}; replace the file"
+        yield _error("D09", case, file, what)
 
 
-def _check_label(case: Case, label: sitk.Image, labels: Labels) -> list[str]:
-    voxels = to_array(label)
-    _check_finite(case, case.label, voxels)
+def _check_label(case: Case, label: sitk.Image, labels: Labels) -> Iterator[Finding]:
+    voxels, file = to_array(label), case.label
+    if wrong := _non_finite(voxels):
+        yield _error("D09", case, file, _NON_FINITE.format(wrong), waivable=False)
+        return
     found = np.unique(voxels)
-    broken = [float(value) for value in found if value != np.floor(value)]
-    if broken:
-        what = f"label values that are no integers: {_some(broken)}"
-        raise _error(case, case.label, what, "store the label map with integer ids")
-    unknown = [int(value) for value in found if int(value) not in labels.raw]
-    if unknown:
-        what = f"label values not in the card: {_some(unknown)}; the card has {sorted(labels.raw)}"
-        raise _error(case, case.label, what, "mend the card's labels.raw or the label map")
+    if broken := [float(value) for value in found if value != np.floor(value)]:
+        what = f"label values that are no integers: {_some(broken)}; store integer ids"
+        yield _error("D07", case, file, what, waivable=False)
+    if unknown := [int(value) for value in found if int(value) not in labels.raw]:
+        what = (
+            f"label values not in the card: {_some(unknown)}; the card has {sorted(labels.raw)}; "
+            "mend the card's labels.raw or the label map"
+        )
+        yield _error("D07", case, file, what, waivable=False)
     present = {int(value) for value in found}
     if not present - {0}:
         if label.GetSize()[2] == 1:  # a slice may show nothing
-            return ["empty label map"]
-        mend = "replace the file or take the case out of the data set"
-        raise _error(case, case.label, "empty label map, no foreground voxel", mend)
-    if labels.may_be_absent == "all":
-        return []
-    missing = [name for name, i in labels.structures.items() if i not in present]
-    return [f"lacks {name}" for name in missing if name not in labels.may_be_absent]
+            yield _finding("D08", "warning", case, file, "empty label map")
+            return
+        what = (
+            "empty label map, no foreground voxel; replace the file or take the case out of the "
+            "data set"
+        )
+        yield _error("D08", case, file, what)
+    elif labels.may_be_absent != "all":
+        for name, index in labels.structures.items():
+            if index not in present and name not in labels.may_be_absent:
+                yield _finding("D08", "warning", case, file, f"lacks {name}")
 
 
-def _check_finite(case: Case, file: Path, voxels: np.ndarray) -> None:
-    if voxels.dtype.kind == "f":
-        wrong = int(voxels.size - np.isfinite(voxels).sum())
-        if wrong:
-            raise DataError(f"case {case.case!r}, {file}: {_NON_FINITE.format(wrong)}")
+def _non_finite(voxels: np.ndarray) -> int:
+    return int(voxels.size - np.isfinite(voxels).sum()) if voxels.dtype.kind == "f" else 0
 
 
 def _some(values: Sequence[float]) -> str:
@@ -194,5 +243,13 @@ def _some(values: Sequence[float]) -> str:
     return shown + (", ..." if len(values) > 5 else "")
 
 
-def _error(case: Case, file: Path, what: str, mend: str) -> DataError:
-    return DataError(f"case {case.case!r}, {file}: {what}; {mend}")
+def _finding(code: str, level: Level, case: Case, file: Path, text: str) -> Finding:
+    return Finding(code, level, text, case.case, str(file))
+
+
+def _error(code: str, case: Case, file: Path, text: str, waivable: bool = True) -> Finding:
+    return Finding(code, "error", text, case.case, str(file), waivable)
+
+
+def _refusal(code: str, case: str, file: Path, text: str) -> CheckError:
+    return refuse([Finding(code, "error", text, case, str(file), waivable=False)])

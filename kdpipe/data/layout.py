@@ -1,53 +1,79 @@
-"""Which files belong to which case: folder layouts of the field, and the manifest of a data set.
+"""Which files belong to which case: the folder layouts of the field.
 
-Two layouts are understood, both with `dataset.json`, `imagesTr/` and `labelsTr/`:
+Two layouts have `dataset.json`, `imagesTr/` and `labelsTr/`:
 
 - `msd`, Medical Segmentation Decathlon: `imagesTr/CASE.nii.gz`, several channels in one 4D file;
 - `nnunet`, nnU-Net's raw folders: `imagesTr/CASE_0000.nii.gz`, `CASE_0001.nii.gz`, one a channel.
+
+All others are `files`: a regular expression finds the first image of each case, and templates name
+its other files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdpipe.atomic import write_text
+from kdpipe.data.manifest import Case, read_manifest, write_manifest
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import PICTURES, SUFFIXES, case_name
 from kdpipe.layouts import Layout
 
+__all__ = ["Case", "index", "list_files", "read_manifest", "write_manifest"]
+log = logging.getLogger(__name__)
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Files of one case. `sha256` is empty until `index` has read them."""
-
-    case: str
-    subject: str
-    images: tuple[Path, ...]
-    label: Path
-    sha256: str = ""
 
 
 def list_files(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
     """List the cases of a folder, sorted by id; reads no file but `dataset.json`.
 
+    Another number of cases than the card's `layout.n_cases` is logged as a warning: a subset is
+    no error.
+
     Args:
-        folder: holds `dataset.json`, `imagesTr` and `labelsTr`.
+        folder: the unpacked folder, or what is below one of `layout.roots`.
         layout: kind of layout, which cases count, and how a case's id names its patient.
-        n_channels: of an image; checked for `nnunet`. In `msd` the file itself tells.
+        n_channels: of an image; checked for `nnunet`. Otherwise the files themselves tell.
 
     Raises:
         ConfigError: if there is no such folder, or a pattern of the card fits no case.
-        DataError: if `dataset.json` or a folder is missing or empty, an image has no label or a
-            label no image, a channel is missing, or one that `dataset.json` lists is not there.
+        DataError: if there is none of `layout.roots`; if `dataset.json` or a folder is missing or
+            empty, an image has no label or a label no image, a channel is missing, or one that
+            `dataset.json` lists is not there; for `files` if none is found, one is missing, or
+            two have the same case id.
     """
+    root = _root(folder, layout)
+    by_pattern = layout.kind == "files"
+    cases = _by_pattern(root, layout) if by_pattern else _by_folder(root, layout, n_channels)
+    if layout.n_cases not in (None, len(cases)):
+        log.warning(
+            "%s: %d cases with labels, %d were published; scores on a subset are not comparable",
+            root, len(cases), layout.n_cases,
+        )  # fmt: skip
+    return cases
+
+
+def _root(folder: Path, layout: Layout) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; mend data_source in config.yaml")
+    found = next((folder / name for name in layout.roots if (folder / name).is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"{folder}: holds none of the folders {', '.join(map(repr, layout.roots))}; name the "
+            "folder that holds one of them in data_source, or unpack the archive again"
+        )
+    return found
+
+
+def _by_folder(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
+    """List the cases of a folder with `imagesTr` and `labelsTr`."""
     description = _description(folder)
     images, labels = (_by_stem(folder / part, description) for part in ("imagesTr", "labelsTr"))
     kind = _detect(images, labels) if layout.kind == "auto" else layout.kind
@@ -75,53 +101,69 @@ def list_files(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
 def index(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
     """List the cases as `list_files` does, each with the SHA-256 of its images and its label."""
     cases = list_files(folder, layout, n_channels)
-    return [replace(case, sha256=_content_hash((*case.images, case.label))) for case in cases]
+    return [replace(case, sha256=_content_hash(_files(case))) for case in cases]
 
 
-def write_manifest(path: Path, cases: Sequence[Case]) -> None:
-    """Write the cases as TSV with the columns of `Case`; images are joined by `;`.
-
-    Raises:
-        DataError: if a path holds a character that the table could not give back.
-    """
-    lines = ["\t".join(field.name for field in fields(Case))]
-    for case in cases:
-        for file in (*case.images, case.label):
-            if re.search(r"[;\t\r\n]", str(file)):
-                raise DataError(
-                    f"case {case.case!r}, {str(file)!r}: rename it, a path must have no "
-                    "semicolon, tab or line break"
-                )
-        images = ";".join(map(str, case.images))
-        lines.append("\t".join([case.case, case.subject, images, str(case.label), case.sha256]))
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def read_manifest(path: Path) -> list[Case]:
-    """Read what `write_manifest` wrote.
-
-    Raises:
-        DataError: if there is no such file or it is no manifest.
-    """
-    try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [line.split("\t") for line in lines]
-        if header.split("\t") != [field.name for field in fields(Case)]:
-            raise ValueError(f"unexpected columns {header!r}")
-        return [
-            Case(case, subject, tuple(map(Path, images.split(";"))), Path(label), sha256)
-            for case, subject, images, label, sha256 in rows
-        ]
-    except (OSError, ValueError) as error:
+def _by_pattern(root: Path, layout: Layout) -> list[Case]:
+    """List the cases whose first image `layout.find` matches."""
+    matches = [match for path in _walk(root) if (match := re.fullmatch(layout.find or "", path))]
+    if not matches:
         raise DataError(
-            f"{path}: not readable as a manifest ({error}); delete it and run again"
-        ) from None
+            f"{root}: no file fits the card's layout.find {layout.find!r}; is this the right "
+            "folder, and is the archive unpacked?"
+        )
+    found: dict[str, re.Match[str]] = {}
+    for match in matches:
+        case = match["case"]
+        if not re.fullmatch(layout.case_pattern, case):
+            continue
+        if "/" in case:
+            raise ConfigError(f"case id {case!r} has a slash; mend layout.find in the card")
+        if case in found:
+            raise DataError(
+                f"{root}: {found[case].string} and {match.string} are both case {case!r}; keep one"
+            )
+        found[case] = match
+    if not found:
+        raise ConfigError(
+            f"{root}: none of {len(matches)} cases (such as {matches[0]['case']!r}) matches the "
+            f"card's layout.case_pattern {layout.case_pattern!r}; mend the pattern"
+        )
+    cases = [_case_of(root, found[case], layout) for case in sorted(found)]
+    files = [file for case in cases for file in _files(case)]
+    if lost := [file.relative_to(root).as_posix() for file in files if not os.path.lexists(file)]:
+        raise DataError(
+            f"{root}: {len(lost)} files are missing: {_some(lost)}; add them, or leave their cases "
+            "out by layout.case_pattern"
+        )
+    return cases
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the files below `root`, but none that a Mac or a file manager left behind."""
+    for folder, inner, names in os.walk(root, followlinks=True):
+        inner[:] = sorted(n for n in inner if not n.startswith(".") and n != "__MACOSX")
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _case_of(root: Path, match: re.Match[str], layout: Layout) -> Case:
+    groups = match.groupdict("")
+    others = [root / template.format(**groups) for template in layout.channels]
+    masks = tuple((name, root / file.format(**groups)) for name, file in layout.masks.items())
+    label = masks[0][1] if masks else root / (layout.label or "").format(**groups)
+    subject = groups.get("subject") or _subject(groups["case"], layout)
+    images = (root / match.string, *others)
+    return Case(groups["case"], subject, images, label, "", groups.get("part", ""), masks)
+
+
+def _files(case: Case) -> tuple[Path, ...]:
+    return (*case.images, *(file for _, file in case.masks or (("", case.label),)))
 
 
 def _description(folder: Path) -> dict[str, Any]:
     """Read `dataset.json`, after the checks that tell a wrong folder from a broken one."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; mend data_source in config.yaml")
     file = folder / "dataset.json"
     inner = sorted(found.parent for found in folder.glob("*/dataset.json"))
     hint = f"; did you mean {inner[0]}?" if len(inner) == 1 else ""

@@ -25,9 +25,13 @@ import pandas as pd
 import SimpleITK as sitk
 
 from kdpipe.atomic import atomic_path, write_json
+from kdpipe.cards import Waiver
+from kdpipe.data.case_facts import case_facts
+from kdpipe.data.findings import CheckError, Finding
 from kdpipe.data.fingerprint import describe, intensity_under
-from kdpipe.data.geometry import Grid, to_array
-from kdpipe.data.integrity import check_case, read_case
+from kdpipe.data.geometry import Grid
+from kdpipe.data.integrity import check_case, read_case, refuse
+from kdpipe.data.memory import affordable_workers
 from kdpipe.data.preprocess import prepare_images, prepare_label
 from kdpipe.data.store import (
     StoredCase,
@@ -36,6 +40,7 @@ from kdpipe.data.store import (
     sample_foreground,
     write_case,
 )
+from kdpipe.data.verdict import Checks, conclude, stop_on_errors
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
 from kdpipe.presets import Preparation
@@ -45,9 +50,6 @@ if TYPE_CHECKING:
     from kdpipe.data.layout import Case
 
 log = logging.getLogger(__name__)
-
-_WORKER_MB = 200
-"""Memory of a worker before it reads anything: Python, numpy, SimpleITK."""
 
 
 def prepare(
@@ -61,6 +63,7 @@ def prepare(
     digest: str,
     workers: int,
     memory_mb: int | None,
+    checks: Checks | None = None,
 ) -> None:
     """Prepare all cases of a data set into `store`, then write the two tables.
 
@@ -76,16 +79,21 @@ def prepare(
         digest: of everything but the images that decides the result (preset, labels, code).
         workers: processes; fewer are used where the memory does not suffice for all.
         memory_mb: memory for all workers, MB; None takes that of the machine.
+        checks: of the data set as a whole, with what the card excludes and accepts. Their files
+            are written even if there are errors. None: each case is checked by itself only.
 
     Raises:
         ConfigError: for more classes than a stored label (uint8) can hold.
-        DataError: after all other cases are done, names every bad case; neither table exists then.
+        DataError: after all cases are done, names every error that the card does not accept;
+            neither table exists then.
     """
     if len(labels.raw) > 256:
         raise ConfigError(f"labels.raw has {len(labels.raw)} ids, at most 256 can be stored")
-    cases = sorted(manifest_cases, key=lambda case: case.case)
+    found = sorted(manifest_cases, key=lambda case: case.case)
+    excluded = checks.rules.excluded if checks else {}
+    cases = [case for case in found if case.case not in excluded]
     _check_manifest(cases)
-    for table in (cases_tsv, fingerprint):
+    for table in (cases_tsv, fingerprint, *(checks.files if checks else ())):
         table.unlink(missing_ok=True)
     for name in remove_stale(store, {case.case for case in cases}):
         log.info("removed case %s, which is no longer in the data set", name)
@@ -93,9 +101,20 @@ def prepare(
     todo = [case for case in cases if _stored_digest(store / case.case) != digests[case.case]]
     if len(todo) < len(cases):
         log.info("%d of %d cases are prepared already", len(cases) - len(todo), len(cases))
-    arguments = [(case, preset, labels, channels, store, digests[case.case]) for case in todo]
-    _prepare_all(arguments, affordable_workers(todo, preset, workers, memory_mb))
-    geometries = {case.case: StoredCase(store / case.case).geometry for case in cases}
+    waivers = checks.rules.integrity.waivers if checks else ()
+    arguments = [
+        (case, preset, labels, channels, store, digests[case.case], waivers) for case in todo
+    ]
+    failed = _prepare_all(arguments, affordable_workers(todo, preset, workers, memory_mb))
+    geometries = {
+        case.case: StoredCase(store / case.case).geometry
+        for case in cases
+        if case.case not in failed
+    }
+    findings = [finding for name in sorted(failed) for finding in failed[name]]
+    if checks:
+        findings = conclude(checks, found, labels, channels, geometries, findings, store)
+    stop_on_errors(findings, list(failed))
     write_json(fingerprint, describe(list(geometries.values()), labels, channels))
     _write_table(cases_tsv, cases, geometries, labels)
 
@@ -112,91 +131,69 @@ def prepare_case(
     channels: Sequence[str],
     store: Path,
     digest: str,
+    waivers: Sequence[Waiver] = (),
 ) -> None:
-    """Check, prepare and store one case; `digest` is kept in its `geometry.json`.
+    """Check, prepare and store one case.
+
+    Its `geometry.json` keeps the `digest`, and with the findings and facts of the case all that
+    `kdpipe.data.checks` needs, so that its files are read once.
+
+    Args:
+        case: its files.
+        preset: how images are prepared.
+        labels: ids and names, and which structures a case may lack.
+        channels: names of the image channels.
+        store: folder of the prepared cases.
+        digest: see `case_digest`.
+        waivers: errors of a case that the card accepts.
 
     Raises:
-        DataError: if the case fails a check; nothing is stored then.
+        CheckError: if the case fails a check; nothing is stored then.
     """
     images, label = read_case(case)
-    warnings = check_case(case, images, label, labels, channels)
+    findings = check_case(case, images, label, labels, channels, waivers)
     try:
         image, geometry = prepare_images(images, preset)
     except DataError as error:
-        raise DataError(f"case {case.case!r}, {case.images[0]}: {error}") from None
+        file = str(case.images[0])
+        raise refuse([Finding("P01", "error", str(error), case.case, file, False)]) from None
     prepared_label = prepare_label(label, geometry)
     voxels = np.bincount(prepared_label.ravel(), minlength=len(labels.raw)).tolist()
-    native_ids = np.unique(to_array(label)).astype(int).tolist()
-    lost = [name for name, i in labels.structures.items() if i in native_ids and not voxels[i]]
-    warnings += [f"{name} is lost by the preparation" for name in lost]
+    facts = case_facts(case, images, label, labels)
+    for name, index in labels.structures.items():
+        if name in facts["structures"] and not voxels[index]:
+            findings.append(Finding("D15", "warning", f"{name} is lost by the preparation"))
     geometry |= {
         "digest": digest,
         "voxels_per_class": voxels,
         "native_intensity": [intensity_under(channel, label) for channel in images],
-        "warnings": warnings,
+        "findings": [finding.stored() for finding in findings],
+        "warnings": [finding.text for finding in findings if finding.level == "warning"],
+        "facts": facts,
     }
     foreground = sample_foreground(prepared_label, len(labels.raw))
     write_case(store / case.case, image, prepared_label, geometry, foreground)
 
 
-def affordable_workers(
-    cases: Sequence[Case], preset: Preparation, workers: int, memory_mb: int | None
-) -> int:
-    """Return how many workers fit into the memory if each holds the largest case; at least 1."""
-    workers = max(1, min(workers, len(cases)))
-    if memory_mb is None:
-        memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    largest = max((estimated_mb(case, preset) for case in cases), default=0)
-    fitting = max(1, min(workers, int(memory_mb // (_WORKER_MB + largest))))
-    if fitting < workers:
-        log.info(
-            "%d workers instead of %d: a case may need %d MB, %d MB are there in all",
-            fitting, workers, _WORKER_MB + largest, memory_mb,
-        )  # fmt: skip
-    return fitting
-
-
-def estimated_mb(case: Case, preset: Preparation) -> int:
-    """Estimate from the headers the memory that preparing a case takes, MB; 0 if unreadable.
-
-    Counted a voxel: raw, oriented and float copies of each channel (16 bytes), B-spline
-    coefficients of one (8), the label maps (8); on the prepared grid two float copies of each
-    channel and one in work (12 for each, 4) and labels and masks (8).
-    """
-    native = prepared = 0.0
-    for file in case.images:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(file))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            return 0
-        size, spacing = reader.GetSize(), reader.GetSpacing()
-        voxels = float(np.prod(size)) * reader.GetNumberOfComponents()
-        native += voxels
-        steps = zip(preset.spacing or spacing, spacing, strict=False)
-        prepared += voxels * float(np.prod([old / (new or old) for new, old in steps]))
-    return int((native * 32 + prepared * 24) / 2**20)
-
-
-def _prepare_all(arguments: list[tuple[Any, ...]], workers: int) -> None:
-    """Prepare every case that can be; then raise one DataError that names all the others."""
-    problems: dict[str, str] = {}
-    folders = {case.case: store / case.case for case, _, _, _, store, _ in arguments}
+def _prepare_all(arguments: list[tuple[Any, ...]], workers: int) -> dict[str, tuple[Finding, ...]]:
+    """Prepare every case that can be; return the findings of all the others."""
+    failed: dict[str, tuple[Finding, ...]] = {}
+    folders = {case.case: store / case.case for case, _, _, _, store, *_ in arguments}
     with ProgressReport("prepare", len(arguments)) as progress:
-        for name, problem in _run(arguments, workers):
-            if problem is not None:
-                log.warning("%s", problem)
-                problems[name] = problem
+        for name, findings in _run(arguments, workers):
+            if findings:
+                failed[name] = findings
                 shutil.rmtree(folders[name], ignore_errors=True)
+                for finding in findings:
+                    log.warning("%s", finding)
             progress.advance(note=name)
-    if problems:
-        lines = "".join(f"\n  {problems[name]}" for name in sorted(problems))
-        raise DataError(f"{len(problems)} cases cannot be prepared:{lines}")
+    return failed
 
 
-def _run(arguments: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[str, str | None]]:
-    """Prepare cases in this process or in others; yield each case's name and what is wrong."""
+def _run(
+    arguments: list[tuple[Any, ...]], workers: int
+) -> Iterator[tuple[str, tuple[Finding, ...]]]:
+    """Prepare cases in this process or in others; yield each name and why it was refused."""
     if workers == 1:
         for argument in arguments:
             yield argument[0].case, _attempt(*argument)
@@ -204,7 +201,7 @@ def _run(arguments: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[str, 
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
-        futures: dict[Future[str | None], str] = {
+        futures: dict[Future[tuple[Finding, ...]], str] = {
             pool.submit(_attempt, *argument): argument[0].case for argument in arguments
         }
         try:
@@ -214,23 +211,24 @@ def _run(arguments: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[str, 
             pool.shutdown(cancel_futures=True)
 
 
-def _attempt(case: Case, *arguments: Any) -> str | None:
-    """Prepare a case; return what is wrong with it, or None."""
+def _attempt(case: Case, *arguments: Any) -> tuple[Finding, ...]:
+    """Prepare a case; return its findings if it is refused, else none."""
     try:
         prepare_case(case, *arguments)
-    except DataError as error:
-        return str(error)
-    return None
+    except CheckError as error:
+        return error.findings
+    return ()
 
 
-def _result(future: Future[str | None], name: str) -> str | None:
+def _result(future: Future[tuple[Finding, ...]], name: str) -> tuple[Finding, ...]:
     try:
         return future.result()
     except BrokenProcessPool:
-        return (
-            f"case {name!r}: a worker process died, most often for lack of memory; "
-            "use fewer workers or give the job more memory, and run again"
+        text = (
+            "a worker process died, most often for lack of memory; use fewer workers or give the "
+            "job more memory, and run again"
         )
+        return (Finding("P01", "error", text, name, waivable=False),)
 
 
 def _limit_threads(threads: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import random
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,79 +17,92 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
+from kdpipe.data._split_rules import PARTS, Parts, Row, apply_rule
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.provenance import digest
-from kdpipe.splits import CountsSplit, ExplicitSplit, FractionsSplit, KFoldSplit, Split
+from kdpipe.provenance import digest, file_digest
+from kdpipe.splits import ExplicitSplit, Split, n_folds
 
-PARTS = ("train", "val", "test")
-Parts = dict[str, list[str]]
+log = logging.getLogger(__name__)
+_STRUCTURE = "voxels_"
+"""How the columns of the table of cases begin that say how much of a structure a case has."""
 
 
 def split_cases(run: Mapping[str, Any], cases: Path, out: Path) -> None:
     """Split the cases of a table and write the result.
 
     Args:
-        run: `dataset`, `fold` and `rule`, a split protocol of the card.
-        cases: TSV with columns `case` and `subject`.
+        run: `dataset`, `fold` and `rule`, a split protocol of the card; for a rule that is
+            imported also `file`, its `path` and `sha256`.
+        cases: TSV with columns `case` and `subject`, and `part` and `voxels_<structure>` for the
+            rules that look at folders or structures.
         out: JSON to write, see `make_split`.
 
     Raises:
-        ConfigError, DataError: as `make_split`; DataError also for an unreadable table.
+        ConfigError, DataError: as `make_split`; DataError also for an unreadable table, or an
+            imported file that is not the one the run was planned with.
     """
-    try:
-        with cases.open(encoding="utf-8", newline="") as stream:
-            rows = [(row["case"], row["subject"]) for row in csv.DictReader(stream, delimiter="\t")]
-    except (OSError, KeyError) as error:
-        raise DataError(
-            f"{cases}: not readable as a table of cases ({error}); delete it and run again"
-        ) from None
     rule: Split = TypeAdapter(Split).validate_python(run["rule"])
-    write_split(out, make_split(rows, rule, run["fold"], run["dataset"]))
+    file = _imported_file(run["file"]) if "file" in run else None
+    rows = _read_rows(cases)
+    split = make_split(rows, rule, run["fold"], run["dataset"], file)
+    left_out = len(rows) - len(set().union(*(split[part] for part in PARTS)))
+    counts = ", ".join(f"{len(split[part])} {part}" for part in PARTS)
+    log.info("%s: %s, %d left out", run["dataset"], counts, left_out)
+    write_split(out, split)
 
 
 def make_split(
-    cases: Sequence[tuple[str, str]], split: Split, fold: int, dataset: str
+    rows: Sequence[Row], split: Split, fold: int, dataset: str, file: Path | None = None
 ) -> dict[str, Any]:
     """Split cases by patient.
 
     Args:
-        cases: (case id, patient id) of each case, in any order.
+        rows: the cases, in any order.
         split: the rule. `fractions` are of the patients. `fixed_counts` are of the cases; where
             patients have several they are met as nearly as whole patients allow, and cases
             beyond the sum are left out. `kfold` deals the patients out to the folds.
-        fold: test fold of `kfold`; 0 for the others.
+        fold: of a rule with folds; 0 for the others.
         dataset: its name, for messages.
+        file: that an imported split is read from.
 
     Returns:
-        Sorted case ids `train`, `val`, `test`; `fold`; `rule`; `sha256` of the three lists.
+        Sorted case ids `train`, `val`, `test`; `fold`; `rule`; `selects_on_test`, whether val
+        and test are the same; `sha256` of the three lists.
 
     Raises:
         ConfigError: for a fold that the rule does not have.
         DataError: if there are too few cases, a part is empty, a case id is given twice or is
             unknown, or a patient is in two parts.
     """
-    if repeated := [case for case, n in Counter(case for case, _ in cases).items() if n > 1]:
+    if repeated := [case for case, n in Counter(row.case for row in rows).items() if n > 1]:
         raise DataError(f"data set {dataset!r}: case id {repeated[0]!r} occurs twice; rename one")
-    n_folds = split.n if isinstance(split, KFoldSplit) else 1
-    if not 0 <= fold < n_folds:
+    count = n_folds(split)
+    if not 0 <= fold < count:
         raise ConfigError(
-            f"data set {dataset!r}: a {split.kind} split has folds 0 to {n_folds - 1}, not {fold}"
+            f"data set {dataset!r}: a {split.kind} split has folds 0 to {count - 1}, not {fold}"
         )
-    rule = split.model_dump(mode="json")
-    if isinstance(split, ExplicitSplit):
-        parts = _explicit(cases, split, dataset)
-        rule = {"kind": "explicit"}
-    else:
-        parts = _random(cases, split, fold, dataset)
+    lists = set(PARTS) if isinstance(split, ExplicitSplit) else set()
+    rule = split.model_dump(mode="json", exclude={"note", *lists})
+    try:
+        parts = apply_rule(sorted(rows), split, fold, file)
+    except DataError as error:
+        raise DataError(f"data set {dataset!r}: {error}") from None
     parts = {part: sorted(parts[part]) for part in PARTS}
     for part, members in parts.items():
         if not members:
             raise DataError(
-                f"data set {dataset!r}: {part} is empty with {len(cases)} cases and the rule "
+                f"data set {dataset!r}: {part} is empty with {len(rows)} cases and the rule "
                 f"{rule}; add cases or change the split in the card"
             )
-    _check_patients(parts, dict(cases), dataset)
-    return {**parts, "fold": fold, "rule": rule, "sha256": digest(parts)}
+    _check_disjoint(parts, split.selects_on_test, f"data set {dataset!r}, {split.kind} split")
+    _check_patients(parts, split.selects_on_test, {r.case: r.subject for r in rows}, dataset)
+    return {
+        **parts,
+        "fold": fold,
+        "rule": rule,
+        "selects_on_test": split.selects_on_test,
+        "sha256": digest(parts),
+    }
 
 
 def write_split(path: Path, split: Mapping[str, Any]) -> None:
@@ -111,7 +124,7 @@ def read_split(path: Path) -> dict[str, Any]:
         stored = split["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not readable as a split ({error}); {mend}") from None
-    _check_disjoint(parts, str(path))
+    _check_disjoint(parts, bool(split.get("selects_on_test")), str(path))
     if digest(parts) != stored:
         raise DataError(
             f"{path}: its lists do not fit its sha256, so it was edited; {mend}. A split of your "
@@ -120,83 +133,48 @@ def read_split(path: Path) -> dict[str, Any]:
     return split
 
 
-def _random(
-    cases: Sequence[tuple[str, str]],
-    split: FractionsSplit | CountsSplit | KFoldSplit,
-    fold: int,
-    dataset: str,
-) -> Parts:
-    groups: dict[str, list[str]] = {}
-    for case, subject in sorted(cases):
-        groups.setdefault(subject, []).append(case)
-    subjects = sorted(groups)
-    # random.Random, because numpy may change the streams of its generators between versions.
-    random.Random(split.seed).shuffle(subjects)
-    if isinstance(split, CountsSplit):
-        return _by_counts([groups[subject] for subject in subjects], split, dataset)
-    if isinstance(split, KFoldSplit):
-        if len(subjects) < split.n:
-            raise DataError(
-                f"data set {dataset!r}: {split.n} folds need as many patients, there are "
-                f"{len(subjects)}; use fewer folds"
-            )
-        role = {fold: "test", (fold + 1) % split.n: "val"}
-        dealt = [role.get(i % split.n, "train") for i in range(len(subjects))]
-    else:
-        n_test, n_val = (max(1, round(f * len(subjects))) for f in (split.test, split.val))
-        dealt = ["test"] * n_test + ["val"] * n_val
-        dealt += ["train"] * (len(subjects) - len(dealt))
-    chosen: Parts = {part: [] for part in PARTS}
-    for subject, part in zip(subjects, dealt, strict=False):
-        chosen[part] += groups[subject]
-    return chosen
-
-
-def _by_counts(groups: list[list[str]], split: CountsSplit, dataset: str) -> Parts:
-    n_cases, wanted = sum(map(len, groups)), split.train + split.val + split.test
-    if n_cases < wanted:
+def _read_rows(cases: Path) -> list[Row]:
+    try:
+        with cases.open(encoding="utf-8", newline="") as stream:
+            return [_row(line) for line in csv.DictReader(stream, delimiter="\t")]
+    except (OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"data set {dataset!r}: the split needs {wanted} cases ({split.train} train, "
-            f"{split.val} val, {split.test} test), there are {n_cases}; a split of kind "
-            "`fractions` fits any number"
-        )
-    rest = list(groups)
-    return {part: _take(rest, getattr(split, part)) for part in ("test", "val", "train")}
+            f"{cases}: not readable as a table of cases ({error}); delete it and run again"
+        ) from None
 
 
-def _take(groups: list[list[str]], count: int) -> list[str]:
-    """Take whole patients out of `groups` until there are `count` cases, or as nearly as can be."""
-    taken: list[str] = []
-    for group in list(groups):
-        if len(taken) + len(group) <= count:
-            taken += group
-            groups.remove(group)
-    if groups and len(taken) < count:
-        smallest = min(groups, key=len)
-        if not taken or len(taken) + len(smallest) - count < count - len(taken):
-            taken += smallest
-            groups.remove(smallest)
-    return taken
+def _row(line: Mapping[str, str]) -> Row:
+    found = {
+        name.removeprefix(_STRUCTURE)
+        for name, voxels in line.items()
+        if name.startswith(_STRUCTURE) and int(voxels) > 0
+    }
+    return Row(line["case"], line["subject"], line.get("part", ""), frozenset(found))
 
 
-def _explicit(
-    cases: Sequence[tuple[str, str]], split: ExplicitSplit, dataset: str
-) -> dict[str, list[str]]:
-    parts: Parts = {part: list(getattr(split, part)) for part in PARTS}
-    known = {case for case, _ in cases}
-    if unknown := sorted({case for members in parts.values() for case in members} - known):
-        raise DataError(
-            f"data set {dataset!r}: its explicit split names {len(unknown)} cases that do not "
-            f"exist, such as {unknown[0]!r}; mend the ids in the card or add the files"
-        )
-    _check_disjoint(parts, f"data set {dataset!r}, explicit split")
-    return parts
+def _imported_file(given: Mapping[str, str]) -> Path:
+    """Return the path of an imported split after a look at its content."""
+    path = Path(given["path"])
+    try:
+        same = file_digest(path) == given["sha256"]
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error}); restore it") from None
+    if not same:
+        raise DataError(f"{path}: has changed since this run was planned; run snakemake again")
+    return path
 
 
-def _check_disjoint(parts: Mapping[str, Sequence[str]], where: str) -> None:
+def _distinct(parts: Mapping[str, Sequence[str]], selects_on_test: bool) -> list[str]:
+    """Return the parts that must have nothing in common."""
+    if selects_on_test and parts["val"] == parts["test"]:
+        return ["train", "val"]
+    return list(PARTS)
+
+
+def _check_disjoint(parts: Mapping[str, Sequence[str]], selects_on_test: bool, where: str) -> None:
     seen: dict[str, str] = {}
-    for part, members in parts.items():
-        for case in members:
+    for part in _distinct(parts, selects_on_test):
+        for case in parts[part]:
             if case in seen:
                 raise DataError(
                     f"{where}: case {case!r} is in {seen[case]} and in {part}; keep it in one"
@@ -205,11 +183,14 @@ def _check_disjoint(parts: Mapping[str, Sequence[str]], where: str) -> None:
 
 
 def _check_patients(
-    parts: Mapping[str, Sequence[str]], subject_of: Mapping[str, str], dataset: str
+    parts: Mapping[str, Sequence[str]],
+    selects_on_test: bool,
+    subject_of: Mapping[str, str],
+    dataset: str,
 ) -> None:
     seen: dict[str, str] = {}
-    for part, members in parts.items():
-        for case in members:
+    for part in _distinct(parts, selects_on_test):
+        for case in parts[part]:
             first = seen.setdefault(subject_of[case], part)
             if first != part:
                 raise DataError(

@@ -47,7 +47,7 @@ def case(tmp_path: Path) -> Case:
 
 def check(case: Case, labels: Labels = LABELS, channels: tuple[str, ...] = ("CT",)) -> list[str]:
     images, label = read_case(case)
-    return check_case(case, images, label, labels, channels)
+    return [finding.text for finding in check_case(case, images, label, labels, channels)]
 
 
 def test_sound_case_passes_without_warnings(case: Case) -> None:

@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from kdpipe.data import memory
 from kdpipe.data import prepare as module
 from kdpipe.data.geometry import Grid, labels_at, to_array
 from kdpipe.data.layout import Case
@@ -582,7 +583,7 @@ def test_structure_too_thin_for_the_spacing_is_reported(data: Data) -> None:
 
 def test_memory_bounds_the_workers(data: Data) -> None:
     big = preset(spacing=(0.1, 0.1, 0.1))
-    need = module.estimated_mb(data.cases[1], big)
+    need = memory.estimated_mb(data.cases[1], big)
     voxels = 24 * 20 * 16 * 1.5 * 3 * 2 / 0.001
     assert need == pytest.approx(voxels * 24 / 2**20, rel=0.01)
     assert module.affordable_workers(data.cases, big, 8, 10**6) == 3

@@ -21,15 +21,17 @@ rule fetch:
         runtime=grows(RESOURCES.light.runtime),
     params:
         code=code("fetch"),
-        raw=beside("files"),
+        files=lambda wildcards: PLAN.unpacked_of(wildcards.dataset),
+        archives=lambda wildcards: PLAN.archives_of(wildcards.dataset),
+        labels=beside("labels"),
         # a file that an older one has replaced has a new size, if not a new date; of wildcards
         # alone, as Snakemake compares no params that are functions of the input
         sizes=lambda wildcards: digest(
             [os.path.getsize(file) for file in PLAN.source_files(wildcards.dataset)]
         ),
     shell:
-        "exec python -m kdpipe fetch --run {input.run} --raw {params.raw} --manifest {output.manifest}"
-        " > {log} 2>&1"
+        "exec python -m kdpipe fetch --run {input.run} --files {params.files} --archives {params.archives}"
+        " --labels {params.labels} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule prepare:

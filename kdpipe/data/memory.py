@@ -1,0 +1,61 @@
+"""How much memory the preparation of a case takes, and so how many can be prepared at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import SimpleITK as sitk
+
+from kdpipe.presets import Preparation
+
+if TYPE_CHECKING:
+    from kdpipe.data.layout import Case
+
+log = logging.getLogger(__name__)
+
+WORKER_MB = 200
+"""Memory of a worker before it reads anything: Python, numpy, SimpleITK."""
+
+
+def affordable_workers(
+    cases: Sequence[Case], preset: Preparation, workers: int, memory_mb: int | None
+) -> int:
+    """Return how many workers fit into the memory if each holds the largest case; at least 1."""
+    workers = max(1, min(workers, len(cases)))
+    if memory_mb is None:
+        memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    largest = max((estimated_mb(case, preset) for case in cases), default=0)
+    fitting = max(1, min(workers, int(memory_mb // (WORKER_MB + largest))))
+    if fitting < workers:
+        log.info(
+            "%d workers instead of %d: a case may need %d MB, %d MB are there in all",
+            fitting, workers, WORKER_MB + largest, memory_mb,
+        )  # fmt: skip
+    return fitting
+
+
+def estimated_mb(case: Case, preset: Preparation) -> int:
+    """Estimate from the headers the memory that preparing a case takes, MB; 0 if unreadable.
+
+    Counted a voxel: raw, oriented and float copies of each channel (16 bytes), B-spline
+    coefficients of one (8), the label maps (8); on the prepared grid two float copies of each
+    channel and one in work (12 for each, 4) and labels and masks (8).
+    """
+    native = prepared = 0.0
+    for file in case.images:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            return 0
+        size, spacing = reader.GetSize(), reader.GetSpacing()
+        voxels = float(np.prod(size)) * reader.GetNumberOfComponents()
+        native += voxels
+        steps = zip(preset.spacing or spacing, spacing, strict=False)
+        prepared += voxels * float(np.prod([old / (new or old) for new, old in steps]))
+    return int((native * 32 + prepared * 24) / 2**20)

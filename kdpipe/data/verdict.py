@@ -1,0 +1,96 @@
+"""Write down what the checks found, and stop the preparation if something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdpipe.atomic import write_text
+from kdpipe.data.case_facts import Facts
+from kdpipe.data.checks import Rules, check_data_set, identities
+from kdpipe.data.data_report import Contents, render_report
+from kdpipe.data.findings import Finding, write_findings
+from kdpipe.errors import DataError
+from kdpipe.labels import Labels
+
+if TYPE_CHECKING:
+    from kdpipe.data.layout import Case
+
+
+@dataclass(frozen=True)
+class Checks:
+    """How a data set is checked, and where the result goes.
+
+    Attributes:
+        rules: what its card says.
+        integrity: ``integrity.json``, all findings and what `kdpipe.data.leakage` compares.
+        table: ``integrity.tsv``, a row a finding.
+        report: ``report.html``, for people.
+    """
+
+    rules: Rules
+    integrity: Path
+    table: Path
+    report: Path
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """The three files."""
+        return self.integrity, self.table, self.report
+
+
+def conclude(
+    checks: Checks,
+    cases: Sequence[Case],
+    labels: Labels,
+    channels: Sequence[str],
+    geometries: Mapping[str, Facts],
+    failed: Sequence[Finding],
+    store: Path,
+) -> list[Finding]:
+    """Check the data set as a whole and write the three files, errors or not.
+
+    Args:
+        checks: rules and files.
+        cases: all that were found, those too that the card excludes.
+        labels: ids and names.
+        channels: names of the channels.
+        geometries: `geometry.json` of each case that could be prepared.
+        failed: findings of the others.
+        store: where the prepared cases are, for the pictures.
+
+    Returns:
+        All findings in order, with whole paths.
+    """
+    findings = check_data_set(cases, checks.rules, labels, geometries, failed)
+    short = [finding.short() for finding in findings]  # where the data lie is not for reports
+    contents = Contents(
+        checks.rules, labels, channels, [case.subject for case in cases], geometries, short
+    )
+    write_text(checks.report, render_report(contents, store))
+    facts = {
+        "dataset": checks.rules.dataset,
+        "n_cases": len(cases),
+        "n_prepared": len(geometries),
+        "cases": identities(cases, geometries),
+    }
+    write_findings(checks.integrity, checks.table, short, facts)
+    return findings
+
+
+def stop_on_errors(findings: Sequence[Finding], failed: Sequence[str]) -> None:
+    """Raise DataError with a line for each finding that stops; `failed` are unprepared cases."""
+    stops = [finding for finding in findings if finding.stops]
+    alone = [finding for finding in stops if finding.case in failed]
+    others = [finding for finding in stops if finding.case not in failed]
+    blocks = []
+    if alone:
+        blocks.append(f"{len(failed)} cases cannot be prepared:")
+        blocks += sorted(f"  {finding}" for finding in alone)
+    if others:
+        blocks.append(f"{len(others)} errors of the data set:")
+        blocks += [f"  {finding}" for finding in others]
+    if blocks:
+        raise DataError("\n".join(blocks))
