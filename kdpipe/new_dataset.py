@@ -156,8 +156,9 @@ def _flow(value: Any) -> str:
 
 
 def _report(name: str, file: Path, folder: Path, seen: Inspection, chosen: Proposal) -> str:
-    sizes = sorted({header.size for header in seen.headers})
-    shown = " to ".join("x".join(map(str, size)) for size in dict.fromkeys((sizes[0], sizes[-1])))
+    axes = list(zip(*(header.size for header in seen.headers), strict=True))
+    ends = ("x".join(str(end(axis)) for axis in axes) for end in (min, max))
+    shown = " to ".join(dict.fromkeys(ends))
     structures = len(set(seen.folder.names or seen.present) - {0})
     lines = [
         f"{folder}: {len(seen.headers)} cases (layout {seen.folder.layout['kind']}) of {shown} "

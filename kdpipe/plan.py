@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,9 @@ from kdpipe.composition import method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
 from kdpipe.discover import trained_files
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.gates import closed_gate, unaccepted
+from kdpipe.intake import Intake
 from kdpipe.nnunet_plans import read_plans
 from kdpipe.paths import NO_TEACHER, Paths
-from kdpipe.sources import MIRROR, Archive
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
 STAGE_MODULES = {
@@ -84,6 +82,7 @@ class Plan:
         self.study = study
         self.paths = Paths(study.data_root, study.results_root)
         self.cards = {use.name: study.card(use.name) for use in study.datasets}
+        self.intake = Intake(study, self.cards, self.paths)
         self.presets = {use.name: study.preset(use) for use in study.datasets}
         self.cells = {self.folder(cell): cell for cell in self._all_cells()}
         self.profiles = {self.profile_folder(cell): cell for cell in self.cells.values()}
@@ -145,62 +144,17 @@ class Plan:
         """Files that decide a network's architecture, as one that brings its own weights has."""
         return [str(file) for file in trained_files(cell.network.name, cell.network.params)]
 
-    def source_files(self, dataset: str) -> list[str]:
-        """Files of a data set's local source folder; empty for other sources."""
-        if dataset not in self.study.data_source:
-            return []
-        folder = Path(self.study.data_source[dataset]).expanduser()
-        found = [folder / "dataset.json", *folder.glob("imagesTr/*"), *folder.glob("labelsTr/*")]
-        return sorted(str(f) for f in found if f.is_file() and not f.name.startswith("."))
-
     def check_sources(self) -> None:
-        """Raise ConfigError if a local source or a trained teacher is not there.
+        """Raise before the graph is built if data or a trained teacher are not there.
 
-        Checked before the graph is built: a disk that is not mounted must not look like data that
-        have changed, as Snakemake would delete what was made from them.
+        Raises:
+            ConfigError: a folder or a teacher's file is missing, or its preparation is another.
+            DataError: a data set has to be fetched by hand, or its terms to be accepted.
         """
-        for dataset in self.cards:
-            folder = self.study.data_source.get(dataset)
-            if folder and not (Path(folder).expanduser() / "dataset.json").is_file():
-                raise ConfigError(
-                    f"data_source.{dataset}: {folder} holds no dataset.json; name the folder with "
-                    "dataset.json, imagesTr and labelsTr, and see that its disk is mounted"
-                )
-        self._check_gates()
+        self.intake.check()
         for cell in self.cells.values():
             if cell.adopted:
                 self._check_adopted(cell)
-
-    def _check_gates(self) -> None:
-        """Name all data sets at once that a person has to fetch, or whose terms to accept."""
-        closed = []
-        for name, card in self.cards.items():
-            if name not in self.study.accept_licence:
-                closed.append(unaccepted(card))
-            if name not in self.study.data_source and card.access.mode != "generate":
-                archives = Path(self.archives_of(name))
-                mirror = bool(os.environ.get(MIRROR))
-                closed.append(closed_gate(card, self.files_of(name), archives, mirror))
-        if messages := [message for message in closed if message]:
-            raise DataError("\n\n".join(messages))
-
-    def files_of(self, dataset: str) -> list[Archive]:
-        """Files that a data set needs, one a file: its own, or those that it is derived from."""
-        card = self.study.card(self._origin(dataset))
-        return [file for entry in card.files for file in entry.expanded()]
-
-    def archives_of(self, dataset: str) -> str:
-        """Folder of the published files that a data set needs."""
-        return self.paths.archives(self._origin(dataset))
-
-    def unpacked_of(self, dataset: str) -> str:
-        """Folder of what is generated or unpacked, shared with what is derived from it."""
-        return f"{self.paths.raw(self._origin(dataset))}/files"
-
-    def _origin(self, dataset: str) -> str:
-        card = self.cards[dataset]
-        derived = card.access.mode == "derived" and card.source.derived_from
-        return card.source.derived_from if derived and card.source.derived_from else dataset
 
     def _check_adopted(self, cell: Cell) -> None:
         who = f"teachers.{cell.network.label}"

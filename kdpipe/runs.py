@@ -50,7 +50,7 @@ def _fetch_run(plan: Plan, use: DatasetUse) -> Run:
             "n_labels": len(labels.raw),
             **labels.model_dump(mode="json", include={"remap", "unlisted", "palette"}),
         },
-        "files": [file.model_dump(mode="json") for file in plan.files_of(use.name)],
+        "files": [file.model_dump(mode="json") for file in plan.intake.files(use.name)],
         "accept_checksum": use.name in plan.study.accept_checksum,
         "source": plan.study.data_source.get(use.name),
     }

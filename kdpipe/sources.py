@@ -37,9 +37,12 @@ class Licence(Strict):
 
 
 class Unpack(Strict):
-    """How an archive is unpacked; None of these is guessed from its content."""
+    """How an archive is unpacked; several archives of a set share one folder."""
 
     format: Literal["tar", "zip", "zip_aes"]
+    into: str = Field(
+        ".", pattern=r"^[^/\\]", description="of several archives: where this one's files go"
+    )
     exclude: tuple[str, ...] = Field((), description="globs of members to leave out")
     max_gb: float = Field(200.0, gt=0, description="more than that unpacked is refused, GB")
     password_env: str | None = Field(None, description="environment variable with the password")

@@ -58,12 +58,13 @@ class KFoldSplit(_Rule):
 
 
 class ExplicitSplit(_Rule):
-    """Case ids written out, or ranges such as ``0001-0010``.
+    """Ids of cases, or of patients, written out or as ranges such as ``0001-0010``.
 
     ``test: val`` scores on the validation cases, as some papers do; every table says so.
     """
 
     kind: Literal["explicit"]
+    by: Literal["case", "subject"] = Field("case", description="what the ids are of")
     train: tuple[str, ...] | Literal["rest"]
     val: tuple[str, ...]
     test: tuple[str, ...] | Literal["val", "rest"]

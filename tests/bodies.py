@@ -82,7 +82,9 @@ class Bodies:
 
     def rules(self, **changes: Any) -> Rules:
         """Return the rules of the card, with changes."""
-        return Rules.model_validate({"dataset": "bodies", "modality": "CT"} | changes)
+        return Rules.model_validate(
+            {"dataset": "bodies", "modality": "CT", "pictures": False} | changes
+        )
 
     @property
     def checks(self) -> dict[str, Path]:
@@ -96,28 +98,38 @@ class Bodies:
 
         Returns "code level case" of each finding that no waiver covers, D15 left out.
         """
-        cases = []
-        for case in self.cases:
-            content = b"".join(f.read_bytes() for f in (*case.images, case.label) if f.is_file())
-            cases.append(replace(case, sha256=hashlib.sha256(content).hexdigest()))
         try:
-            prepare(
-                cases,
-                Preset.model_validate(PRESET).preparation,
-                labels,
-                ["CT"] * len(self.cases[0].images),
-                store=self.root / "out/cases",
-                cases_tsv=self.root / "out/cases.tsv",
-                fingerprint=self.root / "out/fingerprint.json",
-                digest="settings",
-                workers=workers,
-                memory_mb=None,
-                checks=Checks(self.rules(**rules), **self.checks),
-            )
+            self.prepare(self.hashed(), labels, workers, **rules)
         finally:
             if self.checks["integrity"].is_file():
                 self.findings = json.loads(self.checks["integrity"].read_text())["findings"]
         return self.open()
+
+    def hashed(self) -> list[Case]:
+        """Return the cases with the digests of their files as they are now."""
+        return [
+            replace(case, sha256=hashlib.sha256(b"".join(map(_content, files))).hexdigest())
+            for case in self.cases
+            for files in [(*case.images, case.label)]
+        ]
+
+    def prepare(
+        self, cases: list[Case], labels: Labels = LABELS, workers: int = 1, **rules: Any
+    ) -> None:
+        """Prepare and check `cases`."""
+        prepare(
+            cases,
+            Preset.model_validate(PRESET).preparation,
+            labels,
+            ["CT"],
+            store=self.root / "out/cases",
+            cases_tsv=self.root / "out/cases.tsv",
+            fingerprint=self.root / "out/fingerprint.json",
+            digest="settings",
+            workers=workers,
+            memory_mb=None,
+            checks=Checks(self.rules(**rules), **self.checks),
+        )
 
     def open(self) -> list[str]:
         """Return "code level case" of the findings that no waiver covers, D15 left out."""
@@ -126,3 +138,7 @@ class Bodies:
             for f in self.findings
             if f["code"] != "D15" and not f["waived"]
         ]
+
+
+def _content(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""

@@ -55,7 +55,7 @@ def test_a_file_that_was_put_in_place_opens_the_gate(tmp_path: Path) -> None:
 
 def test_a_derived_set_uses_the_files_of_its_origin(tmp_path: Path) -> None:
     derived = plan(tmp_path, "synapse_multiorgan")
-    assert derived.archives_of("synapse_multiorgan") == f"{tmp_path}/archives/btcv"
+    assert derived.intake.archives("synapse_multiorgan") == f"{tmp_path}/archives/btcv"
     run = run_files(derived)[f"{tmp_path}/raw/synapse_multiorgan/run.json"]
     assert [file["name"] for file in run["files"]] == ["RawData.zip"]
     assert run["ids"]["remap"] == {"8": 1, "4": 2, "3": 3, "2": 4, "6": 5, "11": 6, "1": 7, "7": 8}
@@ -72,7 +72,7 @@ def test_a_mirror_opens_the_gate_but_not_the_licence(
 
 def test_a_folder_of_the_user_opens_the_gate(tmp_path: Path) -> None:
     (tmp_path / "word").mkdir()
-    plan(tmp_path, "word", data_source={"word": str(tmp_path / "word")})._check_gates()
+    plan(tmp_path, "word", data_source={"word": str(tmp_path / "word")}).check_sources()
 
 
 @pytest.mark.parametrize("name", sorted(card_files()))

@@ -69,10 +69,16 @@ def _with_description(path: Path) -> Folder:
     """Look at a folder with `dataset.json`, `imagesTr` and `labelsTr`."""
     file = path / "dataset.json"
     given = _json(file) if file.is_file() else {}
-    channels = _channel_names(given)
+    try:
+        channels = _channel_names(given)
+        names, regions = _label_names(given.get("labels") or {}, file)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file}: 'labels' and 'channel_names' (or 'modality') are not as in the Decathlon or "
+            f"nnU-Net ({error}); mend them"
+        ) from None
     cases = list_files(path, Layout(), len(channels) or _count_channels(path))
     named_alike = case_name(cases[0].images[0]) == cases[0].case
-    names, regions = _label_names(given.get("labels", {}), file)
     return Folder(
         title=str(given.get("name") or path.resolve().name),
         layout={"kind": "msd" if named_alike else "nnunet"},
@@ -188,10 +194,10 @@ def _bids_layout(
     common = sorted(set.intersection(*suffixes), key=_by_likelihood)
     if not common:
         raise DataError(f"{path}: no image is there for all {len(labels)} label maps")
-    folder = labels[0].parent.name
+    kind = labels[0].parent.name
     first, ending = common[0]
-    found = rf"(?P<folder>(?P<subject>sub-[^/]+)/(?:ses-[^/]+/)?{folder})/(?P<case>[^/]+)_{first}"
-    layout = {
+    found = rf"(?P<folder>(?P<subject>sub-[^/]+)/(?:ses-[^/]+/)?{kind})/(?P<case>[^/]+)_{first}"
+    layout: dict[str, Any] = {
         "kind": "files",
         "find": found + re.escape(ending),
         "label": f"derivatives/{derivative.name}/{{folder}}/{{case}}{next(iter(endings))}",

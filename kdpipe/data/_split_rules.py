@@ -180,8 +180,16 @@ def _emptiest(dealt: Mapping[str, int], trait: Collection[str], total: int, n: i
 def _explicit(rows: Sequence[Row], rule: ExplicitSplit) -> Parts:
     known = {row.case for row in rows}
     lists = {part: getattr(rule, part) for part in PARTS}
-    given = {part: _expanded(ids, known) for part, ids in lists.items() if isinstance(ids, tuple)}
-    given = _known_lists(given, known, rule, "the split")
+    ids = known if rule.by == "case" else {row.subject for row in rows}
+    given = {
+        part: _expanded(named, ids) for part, named in lists.items() if isinstance(named, tuple)
+    }
+    given = _known_lists(given, ids, rule, "the split")
+    if rule.by == "subject":
+        given = {
+            part: [row.case for row in rows if row.subject in members]
+            for part, members in given.items()
+        }
     rest = _others(rows, _flat(given.values()))
     return {part: given.get(part, rest) for part in PARTS}
 

@@ -93,9 +93,9 @@ def _default_channels(seen: Inspection) -> tuple[str, ...]:
 def _modality(name: str, channel: Channel) -> Chosen:
     """Guess by the channel's name, then by its range: only CT has air at -1000."""
     if _CT.search(name):
-        return Chosen("CT", f"by the channel's name, {name}")
+        return Chosen("CT", "by the name of the channel")
     if _MR.search(name):
-        return Chosen("MR", f"by the channel's name, {name}")
+        return Chosen("MR", "by the name of the channel")
     if channel.low < AIR and channel.high > 200:
         low, high = channel.low, channel.high
         return Chosen("CT", f"guessed: intensities from {low:g} to {high:g} look like HU")

@@ -74,13 +74,7 @@ def make_split(
         DataError: if there are too few cases, a part is empty, a case id is given twice or is
             unknown, or a patient is in two parts.
     """
-    if repeated := [case for case, n in Counter(row.case for row in rows).items() if n > 1]:
-        raise DataError(f"data set {dataset!r}: case id {repeated[0]!r} occurs twice; rename one")
-    count = n_folds(split)
-    if not 0 <= fold < count:
-        raise ConfigError(
-            f"data set {dataset!r}: a {split.kind} split has folds 0 to {count - 1}, not {fold}"
-        )
+    _check_input(rows, split, fold, dataset)
     lists = set(PARTS) if isinstance(split, ExplicitSplit) else set()
     rule = split.model_dump(mode="json", exclude={"note", *lists})
     try:
@@ -94,15 +88,21 @@ def make_split(
                 f"data set {dataset!r}: {part} is empty with {len(rows)} cases and the rule "
                 f"{rule}; add cases or change the split in the card"
             )
-    _check_disjoint(parts, split.selects_on_test, f"data set {dataset!r}, {split.kind} split")
-    _check_patients(parts, split.selects_on_test, {r.case: r.subject for r in rows}, dataset)
-    return {
-        **parts,
-        "fold": fold,
-        "rule": rule,
-        "selects_on_test": split.selects_on_test,
-        "sha256": digest(parts),
-    }
+    same = split.selects_on_test
+    _check_disjoint(parts, same, f"data set {dataset!r}, {split.kind} split")
+    _check_patients(parts, same, {row.case: row.subject for row in rows}, dataset)
+    results = {"fold": fold, "rule": rule, "selects_on_test": same, "sha256": digest(parts)}
+    return parts | results
+
+
+def _check_input(rows: Sequence[Row], split: Split, fold: int, dataset: str) -> None:
+    if repeated := [case for case, n in Counter(row.case for row in rows).items() if n > 1]:
+        raise DataError(f"data set {dataset!r}: case id {repeated[0]!r} occurs twice; rename one")
+    count = n_folds(split)
+    if not 0 <= fold < count:
+        raise ConfigError(
+            f"data set {dataset!r}: a {split.kind} split has folds 0 to {count - 1}, not {fold}"
+        )
 
 
 def write_split(path: Path, split: Mapping[str, Any]) -> None:

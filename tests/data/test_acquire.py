@@ -100,6 +100,22 @@ def test_a_file_for_each_case_is_not_unpacked(tmp_path: Path, mirror: Path) -> N
     assert case.images[0] == tmp_path / "archives" / "kits19" / "data/case_00000/imaging.nii.gz"
 
 
+def test_two_archives_are_one_data_set(tmp_path: Path, mirror: Path) -> None:
+    for batch, cases in ((1, (0, 1)), (2, (28, 29))):
+        with zipfile.ZipFile(mirror / f"Training_Batch{batch}.zip", "w") as archive:
+            for case in cases:
+                for kind, dtype in (("volume", np.float32), ("segmentation", np.uint8)):
+                    file = tmp_path / f"{kind}-{case}.nii"
+                    write(file, np.eye(9, dtype=dtype)[None].repeat(4, 0))
+                    folder = f"media/nas/01_Datasets/CT/LITS/Training Batch {batch}"
+                    archive.write(file, f"{folder}/{file.name}")
+    run = run_of(load_card("lits17"))
+    assert sorted(case.case for case in fetched(run, tmp_path)) == ["0", "1", "28", "29"]
+    first = sorted((tmp_path / "raw").rglob("*"))
+    fetched(run, tmp_path)
+    assert sorted((tmp_path / "raw").rglob("*")) == first
+
+
 def test_what_cannot_be_had_says_where_to_put_it(tmp_path: Path, mirror: Path) -> None:
     run = run_of(load_card("btcv"))
     with pytest.raises(DataError, match="RawData.zip: no source gave the file") as caught:

@@ -264,6 +264,9 @@ def test_float_label_maps_are_noted_and_fractions_refused(tmp_path: Path) -> Non
         ({"labels": {"background": 0, "liver": 1}}, "case 'p00': labels 2 have no name"),
         ({"labels": {"background": 0, "ignore": 3}}, "has an 'ignore' label"),
         ({"channel_names": {"0": "T1", "1": "T2"}}, r"no channel p00_0001"),
+        ({"channel_names": {"T1": 0}}, r"dataset.json: 'labels' and 'channel_names' .* are not as"),
+        ({"labels": ["liver"]}, r"dataset.json: 'labels' and"),
+        ({"labels": {"liver": "one"}}, r"dataset.json: 'labels' and"),
     ],
 )
 def test_what_dataset_json_says_must_fit(tmp_path: Path, content: Any, message: str) -> None:

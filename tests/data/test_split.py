@@ -14,7 +14,7 @@ from kdpipe.data._split_rules import Row
 from kdpipe.data.split import PARTS, make_split, read_split, split_cases, write_split
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.provenance import file_digest
-from kdpipe.splits import Split
+from kdpipe.splits import ExplicitSplit, Split
 
 SINGLE = [(f"c{i:02d}", f"p{i:02d}") for i in range(24)]
 GROUPED = [(f"p{i:02d}_{visit}", f"p{i:02d}") for i in range(20) for visit in range(1 + i % 4)]
@@ -103,7 +103,15 @@ def explicit(train: str, val: str, test: str) -> dict[str, Any]:
 def test_explicit() -> None:
     result = split(SINGLE, **explicit("c03 c01", "c02", "c00"))
     assert result["train"] == ["c01", "c03"]
-    assert result["rule"] == {"kind": "explicit", "exclude": []}
+    assert result["rule"] == {"kind": "explicit", "by": "case", "exclude": []}
+
+
+def test_an_explicit_split_may_name_patients() -> None:
+    rows = [Row(f"{patient}_{visit}", patient) for patient in "abcd" for visit in (1, 2)]
+    rule = ExplicitSplit(kind="explicit", by="subject", train="rest", val=("b",), test=("d",))
+    result = make_split(rows, rule, 0, "hearts")
+    assert result["train"] == ["a_1", "a_2", "c_1", "c_2"]
+    assert (result["val"], result["test"]) == (["b_1", "b_2"], ["d_1", "d_2"])
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ try:
     STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
     PLAN = Plan(STUDY)
     PLAN.check_sources()
+    RUNS = run_files(PLAN)
 except KdpipeError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
-PATHS, CELLS, PROFILES, RUNS = PLAN.paths, PLAN.cells, PLAN.profiles, run_files(PLAN)
+PATHS, CELLS, PROFILES = PLAN.paths, PLAN.cells, PLAN.profiles
 RESOURCES = STUDY.resources
 TABLES = expand(
     f"{PATHS.tables(STUDY.study)}/{{name}}",

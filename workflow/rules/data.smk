@@ -5,7 +5,7 @@ rule fetch:
     input:
         run=f"{PATHS.raw()}/run.json",
         # an edit of a local source is seen
-        files=lambda wildcards: PLAN.source_files(wildcards.dataset),
+        files=lambda wildcards: PLAN.intake.source_files(wildcards.dataset),
     output:
         manifest=f"{PATHS.raw()}/manifest.tsv",
     log:
@@ -21,13 +21,13 @@ rule fetch:
         runtime=grows(RESOURCES.light.runtime),
     params:
         code=code("fetch"),
-        files=lambda wildcards: PLAN.unpacked_of(wildcards.dataset),
-        archives=lambda wildcards: PLAN.archives_of(wildcards.dataset),
+        files=lambda wildcards: PLAN.intake.unpacked(wildcards.dataset),
+        archives=lambda wildcards: PLAN.intake.archives(wildcards.dataset),
         labels=beside("labels"),
         # a file that an older one has replaced has a new size, if not a new date; of wildcards
         # alone, as Snakemake compares no params that are functions of the input
         sizes=lambda wildcards: digest(
-            [os.path.getsize(file) for file in PLAN.source_files(wildcards.dataset)]
+            [os.path.getsize(file) for file in PLAN.intake.source_files(wildcards.dataset)]
         ),
     shell:
         "exec python -m kdpipe fetch --run {input.run} --files {params.files} --archives {params.archives}"
