@@ -19,6 +19,7 @@ OVERALL = "mean"
 DAGGER = "†"
 _MARKED = [*ROW, "reading"]
 
+_VOXELS = " Distances in voxels, whatever the protocol says, are of pictures of unknown scale."
 _READINGS = (
     f" {DAGGER}: a reading of its paper, whose full text could not be had; `kdpipe list methods "
     "--json` says what is stated and what is not."
@@ -93,23 +94,24 @@ def format_tables(results: pd.DataFrame) -> list[Table]:
         (_identity(dict(zip(_MARKED, keys, strict=True))), group.set_index(["structure", "metric"]))
         for keys, group in results.groupby(_MARKED, sort=False)
     ]
-    units = dict(zip(results["metric"], results["unit"], strict=True))
-    titles = {metric: _title(metric, unit) for metric, unit in units.items()}
+    # pictures of unknown scale are scored in voxels beside volumes in mm: two columns
+    columns = results[["metric", "unit"]].drop_duplicates().itertuples(index=False)
+    titles = {(metric, unit): _title(metric, unit) for metric, unit in columns}
     structures = [name for name in results["structure"].unique() if name != OVERALL]
     # a dictionary a row; the structures below are kept apart, as one may be called "method"
     main = _without_constants(
         [
             identity
-            | {title: _plus_minus(lines, OVERALL, metric) for metric, title in titles.items()}
+            | {title: _plus_minus(lines, OVERALL, *column) for column, title in titles.items()}
             | _main_columns(lines)
             for identity, lines in rows
         ]
     )
     identities = _without_constants([identity for identity, _ in rows])
     tables = [Table("", list(main[0]), [list(row.values()) for row in main])]
-    for metric, title in titles.items():
+    for column, title in titles.items():
         values = [
-            [*identity.values(), *(_plus_minus(lines, name, metric) for name in structures)]
+            [*identity.values(), *(_plus_minus(lines, name, *column) for name in structures)]
             for identity, (_, lines) in zip(identities, rows, strict=True)
         ]
         tables.append(Table(f"{title} by structure", [*identities[0], *structures], values))
@@ -160,11 +162,13 @@ def _title(metric: str, unit: str) -> str:
     return f"{_METRICS.get(metric, metric)} {'%' if unit == 'fraction' else unit}"
 
 
-def _plus_minus(lines: pd.DataFrame, structure: str, metric: str) -> str:
-    """Mean ± sd; a dash where all values are left out, nothing where there is no such structure."""
+def _plus_minus(lines: pd.DataFrame, structure: str, metric: str, unit: str) -> str:
+    """Mean ± sd; a dash where all values are left out, nothing where there is no such score."""
     if (structure, metric) not in lines.index:
         return ""
     line: Any = lines.loc[(structure, metric)]
+    if line["unit"] != unit:
+        return ""
     if np.isnan(line["mean"]):
         return "-"
     scale = 100.0 if line["unit"] == "fraction" else 1.0
@@ -179,6 +183,7 @@ def _notes(results: pd.DataFrame) -> str:
         f"Test cases: {_span(results['n_cases'])}. Mean ± sd over {seeds} seed(s) of the student; "
         "gain: difference to the undistilled student (method none), positive is better; "
         "missed: structures that only one of prediction and reference has, over all seeds."
+        + (_VOXELS if (results["unit"] == "voxel").any() else "")
         + (_READINGS if results["reading"].any() else "")
     )
 

@@ -370,6 +370,20 @@ def test_a_gpu_has_columns_of_its_own(run: dict[str, Any], tmp_path: Path) -> No
     assert main[1][-2:] == ["1.23", "1000"]
 
 
+def test_pictures_of_unknown_scale_have_columns_of_their_own(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    file = Path(run["cells"][0]["folder"]) / "metrics.csv"
+    file.write_text(file.read_text().replace(",mm,", ",voxel,"))
+    write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    header, teacher, student, _ = markdown_tables(markdown)["my_study"]
+    voxel, mm = header.index("HD95 max voxel"), header.index("HD95 max mm")
+    assert (teacher[voxel], teacher[mm]) == ("0.65", "")
+    assert (student[voxel], student[mm]) == ("", "2.58 ± 0.25")
+    assert "pictures of unknown scale" in markdown
+
+
 def test_a_cell_that_is_listed_twice_is_named(run: dict[str, Any], tmp_path: Path) -> None:
     run["cells"].append(run["cells"][1])
     with pytest.raises(DataError, match="cell .* student tiny, method none, seed 0: twice"):
