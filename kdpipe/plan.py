@@ -11,7 +11,7 @@ from kdpipe import discover
 from kdpipe.composition import method_names, needs_teacher
 from kdpipe.config import DatasetUse, Entry, Study
 from kdpipe.discover import trained_files
-from kdpipe.errors import ConfigError, DataError
+from kdpipe.errors import ConfigError
 from kdpipe.intake import Intake
 from kdpipe.nnunet_plans import read_plans
 from kdpipe.paths import NO_TEACHER, Paths

@@ -61,6 +61,7 @@ def write_results(
         "validation_dice": dice,
         "weights_sha256": weights_digest(weights),
         "split_sha256": job.split["sha256"],
+        "selects_on_test": job.split.get("selects_on_test", False),
         "code": job.code,
         "environment": environment(),
     }

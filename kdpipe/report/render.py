@@ -17,8 +17,14 @@ ROW = ["dataset", "split", "fold", "role", "teacher", "student", "method"]
 OVERALL = "mean"
 #: stands behind the name of a method that is a reading
 DAGGER = "†"
-_MARKED = [*ROW, "reading"]
+#: stands behind a split whose test cases are those that checkpoints were selected on
+DOUBLE_DAGGER = "‡"
+_MARKED = [*ROW, "reading", "selects_on_test"]
 
+_LEAKY = (
+    f" {DOUBLE_DAGGER}: checkpoints were selected on the very cases that are scored, as the paper "
+    "of this split did; such scores are too good."
+)
 _VOXELS = " Distances in voxels, whatever the protocol says, are of pictures of unknown scale."
 _READINGS = (
     f" {DAGGER}: a reading of its paper, whose full text could not be had; `kdpipe list methods "
@@ -35,6 +41,7 @@ _LATEX = str.maketrans(
         "|": r"\textbar{}",
         "±": r"$\pm$",
         DAGGER: r"$\dagger$",
+        DOUBLE_DAGGER: r"$\ddagger$",
         "[": "{[}",  # at the start of a row it would be an argument of the \\ before it
         **{special: f"\\{special}" for special in "#$%&_{}"},
     }
@@ -119,7 +126,8 @@ def format_tables(results: pd.DataFrame) -> list[Table]:
 
 
 def _identity(keys: dict[str, Any]) -> dict[str, str]:
-    where = {"data": keys["dataset"], "split": f"{keys['split']}/{keys['fold']}"}
+    watermark = DOUBLE_DAGGER if keys["selects_on_test"] else ""
+    where = {"data": keys["dataset"], "split": f"{keys['split']}/{keys['fold']}{watermark}"}
     if keys["role"] == "teacher":
         return where | {"network": keys["teacher"], "teacher": "", "method": "(teacher)"}
     teacher = "" if keys["teacher"] == "no_teacher" else keys["teacher"]
@@ -152,8 +160,13 @@ def _rounded(value: float) -> str:
 
 
 def _without_constants(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Leave out data and split where they are the same in every row, and GPU where none was."""
+    """Leave out what says nothing: the one data set or split of all rows, a GPU where none was.
+
+    A split that selects on its test cases is always named.
+    """
     constant = {name for name in ("data", "split") if len({row[name] for row in rows}) == 1}
+    if DOUBLE_DAGGER in rows[0]["split"]:
+        constant.discard("split")
     constant |= {name for name in ("GPU ms", "GPU MB") if not any(row.get(name) for row in rows)}
     return [{name: text for name, text in row.items() if name not in constant} for row in rows]
 
@@ -183,9 +196,17 @@ def _notes(results: pd.DataFrame) -> str:
         f"Test cases: {_span(results['n_cases'])}. Mean ± sd over {seeds} seed(s) of the student; "
         "gain: difference to the undistilled student (method none), positive is better; "
         "missed: structures that only one of prediction and reference has, over all seeds."
+        + f" Splits, sha256 of their lists: {_splits(results)}."
+        + (_LEAKY if results["selects_on_test"].any() else "")
         + (_VOXELS if (results["unit"] == "voxel").any() else "")
         + (_READINGS if results["reading"].any() else "")
     )
+
+
+def _splits(results: pd.DataFrame) -> str:
+    columns = ["dataset", "split", "fold", "split_sha256"]
+    named = results[columns].drop_duplicates().itertuples(index=False)
+    return ", ".join(f"{data} {split}/{fold} {sha[:12]}" for data, split, fold, sha in named)
 
 
 def _span(counts: pd.Series) -> str:

@@ -20,6 +20,7 @@ from kdpipe.metrics.protocol import PROTOCOLS
 from kdpipe.report.render import OVERALL, ROW, render_latex, render_markdown
 
 CELL = [*ROW, "seed"]
+SPLIT = ["dataset", "split", "fold"]
 _INTEGERS = ("fold", "seed")
 _SCORES = [*CELL, "case", "structure", "metric", "protocol", "value", "unit", "status"]
 #: column -> where ``profile.json`` has it
@@ -55,6 +56,7 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     scores = _collect_scores(run["cells"])
     results = summarise(scores, _collect_costs(run["cells"]))
     results["reading"] = results["method"].isin(run.get("readings", ()))
+    results = results.merge(_collect_splits(run["cells"]), on=SPLIT, validate="many_to_one")
     markdown = render_markdown(results, run["study"])
     tables = {"scores.csv": scores, "results.csv": results}
     for name, table in tables.items():
@@ -133,12 +135,33 @@ def _collect_costs(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _read_numbers(file: Path, paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """Read the numbers that are at `paths` in a JSON file; NaN for those that may be missing."""
+def _collect_splits(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row a split: the digest of its lists, and whether it selects on its test cases."""
+    found: dict[tuple[Any, ...], tuple[str, bool]] = {}
+    for cell in cells:
+        file = Path(cell["folder"]) / "model.json"
+        facts = _read_json(file)
+        split = (str(facts.get("split_sha256", "")), bool(facts.get("selects_on_test", False)))
+        if found.setdefault(tuple(_keys(cell)[key] for key in SPLIT), split) != split:
+            raise DataError(
+                f"{file}: its network was trained on another division of the cases than others of "
+                "this split. Train the cell again"
+            )
+    rows = [(*key, *split) for key, split in found.items()]
+    return pd.DataFrame(rows, columns=[*SPLIT, "split_sha256", "selects_on_test"])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: unreadable ({error}). Delete it and run again") from error
+    return facts if isinstance(facts, dict) else {}
+
+
+def _read_numbers(file: Path, paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """Read the numbers that are at `paths` in a JSON file; NaN for those that may be missing."""
+    facts = _read_json(file)
     found = {name: _look_up(facts, path) for name, path in paths.items()}
     lacking = [name for name, value in found.items() if np.isnan(value) and name not in _OPTIONAL]
     if lacking:

@@ -41,7 +41,9 @@ def _write_cell(root: Path, keys: dict[str, Any], dice: tuple[float, ...]) -> di
         distance = {"metric": "hd95_max", "value": 10 * (1 - value), "unit": "mm"}
         rows.append({**where, **distance, "status": status})
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False, na_rep="nan")
-    (folder / "model.json").write_text(json.dumps({"validation_dice": 0.9, "seconds": 30.0}))
+    (folder / "model.json").write_text(
+        json.dumps({"validation_dice": 0.9, "seconds": 30.0, "split_sha256": "abcdef0123456789"})
+    )
     return {"folder": str(folder), "profile": str(_write_profile(root)), **keys}
 
 
@@ -368,6 +370,31 @@ def test_a_gpu_has_columns_of_its_own(run: dict[str, Any], tmp_path: Path) -> No
     main = markdown_tables((tmp_path / "out" / "results.md").read_text())["my_study"]
     assert main[0][-2:] == ["GPU ms", "GPU MB"]
     assert main[1][-2:] == ["1.23", "1000"]
+
+
+def test_a_split_that_selects_on_its_test_cases_is_marked(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    assert "mine default/0 abcdef012345." in markdown and "‡" not in markdown
+    for cell in run["cells"]:
+        file = Path(cell["folder"]) / "model.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"selects_on_test": True}))
+    write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    assert all(row[0] == "default/0‡" for row in markdown_tables(markdown)["my_study"][1:])
+    assert "selected on the very cases that are scored" in markdown
+    assert "default/0$\\ddagger$" in (tmp_path / "out" / "results.tex").read_text()
+
+
+def test_cells_of_one_split_that_saw_other_cases_are_named(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    file = Path(run["cells"][-1]["folder"]) / "model.json"
+    file.write_text(json.dumps({"seconds": 1.0, "split_sha256": "other"}))
+    with pytest.raises(DataError, match="another division of the cases"):
+        write_tables(run, tmp_path / "out")
 
 
 def test_pictures_of_unknown_scale_have_columns_of_their_own(
