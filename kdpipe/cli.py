@@ -70,6 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     _path(prepare, "--store", "folder of prepared cases; cases that are there are kept")
     _path(prepare, "--cases", "table of prepared cases to write")
     _path(prepare, "--fingerprint", "summary of the data set to write (JSON)")
+    _path(prepare, "--integrity", "findings to write (JSON, and TSV beside it)", required=False)
+    _path(prepare, "--report", "report for people to write (HTML)", required=False)
     prepare.add_argument("--code", default="", help="digest of the code, kept with each case")
     prepare.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     prepare.add_argument("--memory-mb", type=int, help="bound for all processes together")
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _path(split, "--run", "run.json of the split")
     _path(split, "--cases", "table of prepared cases")
+    _path(split, "--integrity", "findings of the preparation, for leaks", required=False)
     _path(split, "--out", "split.json to write")
 
     for name, text in (("train", "train a teacher"), ("distill", "train a student")):

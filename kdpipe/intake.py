@@ -69,6 +69,16 @@ class Intake:
         if messages:
             raise DataError("\n\n".join(messages))
 
+    def warnings(self) -> list[str]:
+        """Return what is allowed but to be known: data sets of the study that share patients."""
+        return [
+            f"data sets {first!r} and {second!r} share patients: what is trained on the one must "
+            "not be tested on the other"
+            for first, card in self.cards.items()
+            for second in card.overlaps
+            if second in self.cards and first < second
+        ]
+
     def _described(self, folder: Path, card: Card) -> bool:
         return any((folder / root / "dataset.json").is_file() for root in (".", *card.layout.roots))
 

@@ -14,6 +14,7 @@ from kdpipe.composition import check_method, is_reading
 from kdpipe.config import DatasetUse, Entry
 from kdpipe.plan import Cell, Plan
 from kdpipe.provenance import file_digest
+from kdpipe.rules import Rules
 from kdpipe.splits import ImportedSplit
 
 Run = dict[str, Any]
@@ -58,7 +59,7 @@ def _fetch_run(plan: Plan, use: DatasetUse) -> Run:
 
 def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
     """Labels go by their ids: a new name of a structure changes no prepared image."""
-    card = plan.cards[use.name]
+    card, preset = plan.cards[use.name], plan.presets[use.name]
     absent = card.labels.may_be_absent
     ids = card.labels.structures
     return {
@@ -70,7 +71,9 @@ def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
             },
             "may_be_absent": absent if absent == "all" else [f"label_{ids[n]}" for n in absent],
         },
-        "preset": plan.presets[use.name].preparation.model_dump(mode="json"),
+        "preset": preset.preparation.model_dump(mode="json"),
+        # of the data set as a whole; a change checks again and prepares no image again
+        "rules": Rules.of(card, preset.patch).model_dump(mode="json"),
     }
 
 

@@ -38,11 +38,18 @@ def run_prepare(given: argparse.Namespace) -> None:
     """Check, resample and store the images of a manifest."""
     from kdpipe.data.layout import read_manifest
     from kdpipe.data.prepare import prepare
+    from kdpipe.data.verdict import Checks
     from kdpipe.labels import Labels
     from kdpipe.presets import Preparation
     from kdpipe.provenance import digest
+    from kdpipe.rules import Rules
 
     run = _json(given.run, "preset", "labels", "channels")
+    rules = run.pop("rules", None)
+    checks = None
+    if rules is not None and given.integrity is not None:
+        files = (given.integrity, given.integrity.with_suffix(".tsv"), given.report)
+        checks = Checks(Rules.model_validate(rules), *files)
     prepare(
         read_manifest(given.manifest),
         Preparation.model_validate(run["preset"]),
@@ -54,6 +61,7 @@ def run_prepare(given: argparse.Namespace) -> None:
         digest=digest(run, given.code),
         workers=given.workers,
         memory_mb=given.memory_mb,
+        checks=checks,
     )
 
 
@@ -61,7 +69,8 @@ def run_split(given: argparse.Namespace) -> None:
     """Divide the prepared cases."""
     from kdpipe.data.split import split_cases
 
-    split_cases(_json(given.run, "dataset", "fold", "rule"), given.cases, given.out)
+    run = _json(given.run, "dataset", "fold", "rule")
+    split_cases(run, given.cases, given.out, given.integrity)
 
 
 def run_train(given: argparse.Namespace) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from kdpipe.data.checks import Rules
 from kdpipe.data.layout import Case
 from kdpipe.data.prepare import prepare
 from kdpipe.data.verdict import Checks
 from kdpipe.labels import Labels
 from kdpipe.presets import Preset
+from kdpipe.rules import Rules
 
 NAMES = ("background", "liver", "right_kidney", "left_kidney", "spleen", "gallbladder")
 LABELS = Labels(raw=dict(enumerate(NAMES)), may_be_absent=("gallbladder",))
@@ -67,6 +67,7 @@ class Bodies:
     root: Path
     cases: list[Case] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
+    channel: str = "CT"
 
     def add(self, name: str, seed: int | None = None, subject: str = "") -> Case:
         """Write another case."""
@@ -121,7 +122,7 @@ class Bodies:
             cases,
             Preset.model_validate(PRESET).preparation,
             labels,
-            ["CT"],
+            [self.channel],
             store=self.root / "out/cases",
             cases_tsv=self.root / "out/cases.tsv",
             fingerprint=self.root / "out/fingerprint.json",

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from kdpipe.cards import Card, Integrity
 from kdpipe.data.anatomy import check_sides, check_volumes
 from kdpipe.data.case_facts import Facts
 from kdpipe.data.findings import Finding, in_order, waive
 from kdpipe.data.geometry import Grid
 from kdpipe.data.leakage import check_duplicates
 from kdpipe.labels import Labels
-from kdpipe.schema import Strict
-from kdpipe.sources import expand_ids
-from kdpipe.splits import ExplicitSplit
+from kdpipe.rules import Rules
 
 if TYPE_CHECKING:
     from kdpipe.data.layout import Case
@@ -27,46 +22,6 @@ SAME_PLACE_MM = 0.1
 """By which qform and sform may disagree at a corner: the quaternions of a qform are rounded."""
 THICK = 1.5
 """Slices so many times as thick as pixels are wide are the ones of the scanner."""
-
-
-class Rules(Strict):
-    """What a card says that the checks need; JSON-serialisable."""
-
-    dataset: str
-    title: str = ""
-    modality: str = ""
-    has_spacing: bool = True
-    integrity: Integrity = Integrity()
-    n_cases: int | None = Field(None, description="as published")
-    expected: tuple[str, ...] = Field((), description="ids that the card's explicit splits name")
-    patch: tuple[int, ...] = Field((), description="of the preset, voxels; empty: not checked")
-    pictures: bool = Field(True, description="whether a report may show images")
-
-    @classmethod
-    def of(cls, card: Card, preset: str = "default") -> Rules:
-        """Return the rules of a card; images that had to be asked for are not shown."""
-        splits = [split for split in card.splits.values() if isinstance(split, ExplicitSplit)]
-        lists = [ids for s in splits for ids in (s.train, s.val, s.test) if isinstance(ids, tuple)]
-        return cls(
-            dataset=card.id,
-            title=card.title,
-            modality=card.modality,
-            has_spacing=card.has_spacing,
-            integrity=card.integrity,
-            n_cases=card.layout.n_cases,
-            expected=tuple(sorted({case for ids in lists for case in expand_ids(ids)})),
-            patch=card.preset(preset).patch,
-            pictures=not card.licence.gated,
-        )
-
-    @property
-    def excluded(self) -> dict[str, str]:
-        """Cases that are not used, and why."""
-        return {
-            case: entry.reason
-            for entry in self.integrity.exclude
-            for case in expand_ids(entry.cases)
-        }
 
 
 def check_data_set(

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdpipe.data.case_facts import Facts
-from kdpipe.data.checks import Rules
 from kdpipe.data.findings import CODES, LEVELS, Finding, count_levels
 from kdpipe.data.fingerprint import describe
 from kdpipe.data.store import StoredCase
 from kdpipe.data.thumbnails import colour_of, draw_case
 from kdpipe.labels import Labels
+from kdpipe.rules import Rules
 
 N_SHOWN = 6
 """Cases with pictures."""

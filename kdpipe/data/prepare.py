@@ -265,6 +265,7 @@ def _write_table(
             {
                 "case": case.case,
                 "subject": case.subject,
+                "part": case.part,
                 "digest": geometry["digest"],
                 "native_shape": "x".join(map(str, native.size)),
                 "native_spacing": "x".join(f"{step:.6g}" for step in native.spacing),

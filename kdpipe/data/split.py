@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
 from kdpipe.data._split_rules import PARTS, Parts, Row, apply_rule
+from kdpipe.data.leakage import check_split, read_cases
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.provenance import digest, file_digest
 from kdpipe.splits import ExplicitSplit, Split, n_folds
@@ -27,7 +28,9 @@ _STRUCTURE = "voxels_"
 """How the columns of the table of cases begin that say how much of a structure a case has."""
 
 
-def split_cases(run: Mapping[str, Any], cases: Path, out: Path) -> None:
+def split_cases(
+    run: Mapping[str, Any], cases: Path, out: Path, integrity: Path | None = None
+) -> None:
     """Split the cases of a table and write the result.
 
     Args:
@@ -36,10 +39,12 @@ def split_cases(run: Mapping[str, Any], cases: Path, out: Path) -> None:
         cases: TSV with columns `case` and `subject`, and `part` and `voxels_<structure>` for the
             rules that look at folders or structures.
         out: JSON to write, see `make_split`.
+        integrity: ``integrity.json`` of the preparation; None: images are not compared.
 
     Raises:
-        ConfigError, DataError: as `make_split`; DataError also for an unreadable table, or an
-            imported file that is not the one the run was planned with.
+        ConfigError, DataError: as `make_split`; DataError also for an unreadable table, an
+            imported file that is not the one the run was planned with, an image that is in two
+            parts under two names, or a structure that no training case has.
     """
     rule: Split = TypeAdapter(Split).validate_python(run["rule"])
     file = _imported_file(run["file"]) if "file" in run else None
@@ -48,7 +53,17 @@ def split_cases(run: Mapping[str, Any], cases: Path, out: Path) -> None:
     left_out = len(rows) - len(set().union(*(split[part] for part in PARTS)))
     counts = ", ".join(f"{len(split[part])} {part}" for part in PARTS)
     log.info("%s: %s, %d left out", run["dataset"], counts, left_out)
+    if integrity is not None:
+        _check_leaks(split, integrity, run["dataset"])
     write_split(out, split)
+
+
+def _check_leaks(split: Mapping[str, Any], integrity: Path, dataset: str) -> None:
+    facts = read_cases(integrity)
+    structures = sorted({name for case in facts.values() for name in case["structures"]})
+    if found := check_split(split, facts, structures):
+        lines = "".join(f"\n  {finding}" for finding in found)
+        raise DataError(f"data set {dataset!r}: the split leaks or lacks something:{lines}")
 
 
 def make_split(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdpipe.atomic import write_text
 from kdpipe.data.case_facts import Facts
-from kdpipe.data.checks import Rules, check_data_set, identities
+from kdpipe.data.checks import check_data_set, identities
 from kdpipe.data.data_report import Contents, render_report
 from kdpipe.data.findings import Finding, write_findings
 from kdpipe.errors import DataError
 from kdpipe.labels import Labels
+from kdpipe.rules import Rules
 
 if TYPE_CHECKING:
     from kdpipe.data.layout import Case
@@ -64,6 +66,10 @@ def conclude(
     Returns:
         All findings in order, with whole paths.
     """
+    names = checks.rules.names
+    geometries = {case: _named(geometry, names) for case, geometry in geometries.items()}
+    failed = [replace(finding, text=_name_all(finding.text, names)) for finding in failed]
+    labels = _named_labels(labels, names)
     findings = check_data_set(cases, checks.rules, labels, geometries, failed)
     short = [finding.short() for finding in findings]  # where the data lie is not for reports
     contents = Contents(
@@ -78,6 +84,25 @@ def conclude(
     }
     write_findings(checks.integrity, checks.table, short, facts)
     return findings
+
+
+def _named(geometry: Facts, names: Mapping[int, str]) -> Facts:
+    """Say ``liver`` where a prepared case, which knows ids only, says ``label_1``."""
+    facts = geometry["facts"]
+    structures = {_name_all(name, names): found for name, found in facts["structures"].items()}
+    findings = [{**f, "text": _name_all(f["text"], names)} for f in geometry["findings"]]
+    return {**geometry, "findings": findings, "facts": {**facts, "structures": structures}}
+
+
+def _named_labels(labels: Labels, names: Mapping[int, str]) -> Labels:
+    absent = labels.may_be_absent
+    if absent != "all":
+        absent = tuple(_name_all(name, names) for name in absent)
+    return Labels(raw={**labels.raw, **names}, may_be_absent=absent)
+
+
+def _name_all(text: str, names: Mapping[int, str]) -> str:
+    return re.sub(r"\blabel_(\d+)\b", lambda found: names.get(int(found[1]), found[0]), text)
 
 
 def stop_on_errors(findings: Sequence[Finding], failed: Sequence[str]) -> None:

@@ -16,12 +16,12 @@ import pytest
 from bodies import AFFINE, LABELS, Bodies, body, save
 
 from kdpipe.cards import load_card
-from kdpipe.data.checks import Rules
 from kdpipe.data.layout import Case, list_files
 from kdpipe.data.prepare import prepare
 from kdpipe.data.verdict import Checks
 from kdpipe.errors import DataError
 from kdpipe.labels import Labels
+from kdpipe.rules import Rules
 
 
 @pytest.fixture
@@ -70,6 +70,15 @@ def forms_differ(case: Case) -> None:
         image = nibabel.Nifti1Image(np.asarray(nibabel.load(file).dataobj), None)
         image.set_qform(AFFINE, 1)
         image.set_sform(shifted, 2)
+        nibabel.save(image, file)
+
+
+def no_form(case: Case) -> None:
+    """Only the spacing is known, and the axes are those of a body in RAS order all the same."""
+    for file in (case.images[0], case.label):
+        image = nibabel.load(file)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj)[::-1, ::-1], None)
+        image.header.set_zooms((1.6, 1.6, 3.0))
         nibabel.save(image, file)
 
 
@@ -124,6 +133,7 @@ def no_kidney(case: Case) -> None:
 ODD: dict[Callable[[Case], None], tuple[list[str], str]] = {
     no_sform: (["D04 warning b"] * 2, "sform code is 0.*the reader used qform"),
     forms_differ: (["D04 warning b"] * 2, "4 mm apart; the reader used qform"),
+    no_form: (["D04 warning b"] * 2, "neither qform nor sform"),
     identity: (["D05 warning b"], "the affine is the identity"),
     ones: (["D05 warning b"], "the spacing is 1 x 1 x 1 mm"),
     no_kidney: (["D08 warning b"], "lacks right_kidney"),
@@ -412,11 +422,11 @@ def test_a_second_run_reads_no_file_and_finds_the_same(bodies: Bodies) -> None:
 
 def test_rules_of_a_card() -> None:
     card = load_card("chaos_mr_t2")
-    rules = Rules.of(card)
+    rules = Rules.of(card, (128, 128, 16))
     assert (rules.dataset, rules.modality) == ("chaos_mr_t2", "MR")
     assert rules.n_cases == card.layout.n_cases
     assert rules.patch == (128, 128, 16)
-    assert Rules.of(card, "slices").patch == (160, 128)
+    assert rules.names == card.labels.raw
     assert rules.pictures
     explicit = {
         "kind": "explicit", "train": ["03-05"], "val": ["01"], "test": "val",

@@ -63,12 +63,14 @@ def page(bodies: Bodies) -> Page:
 
 def test_page_is_self_contained_and_escapes_names(bodies: Bodies) -> None:
     waiver = {"code": "D01", "reason": "<script>alert(1)</script>"}
+    bodies.channel = "C<u>"
     odd = Labels(raw={**LABELS.raw, 5: "gall<b>"}, may_be_absent="all")
     bodies.check(odd, pictures=True, title="T<u>", n_cases=5, integrity={"waivers": [waiver]})
     found = page(bodies)
     assert "i" not in found.tags and "script" not in found.tags and "u" not in found.tags
     assert found.text.count("b<i>&x") >= 1
     assert "gall<b>" in found.text
+    assert "C<u> under the labels, p50" in found.text
     assert len(found.addresses) == 6
     assert all(a.startswith("data:image/png;base64,") for a in found.addresses)
     assert "http" not in bodies.checks["report"].read_text()
@@ -132,6 +134,7 @@ def test_pictures_are_oriented_as_radiologists_expect(tmp_path: Path, code: str)
     label = np.zeros(SHAPE, np.uint8)
     label[20:30, 10:18, 8:14] = 1  # to the patient's right
     label[20:30, 2:8, 2:6] = 2  # behind and below it
+    label[26:29, 10:18, 2:5] = 5  # below it
     label[2:8, 10:18, 8:14] = 4  # to the left
     image = sitk.GetImageFromArray(label.transpose(2, 1, 0))
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))  # RAS
@@ -145,6 +148,7 @@ def test_pictures_are_oriented_as_radiologists_expect(tmp_path: Path, code: str)
     assert coronal.shape[:2] == (round(SIDE * 60 / 64), SIDE)
     assert place(axial, 1)[1] < 0.5 < place(axial, 4)[1], "the right is on the left"
     assert place(coronal, 1)[1] < 0.5 < place(coronal, 4)[1]
+    assert place(coronal, 5)[0] > place(coronal, 1)[0], "the head is at the top"
     assert place(axial, 1)[0] < 0.5, "the front is at the top"
     assert place(sagittal, 2)[0] > place(sagittal, 1)[0], "the head is at the top"
     assert place(sagittal, 2)[1] > place(sagittal, 1)[1], "the front is on the left"

@@ -25,12 +25,12 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from kdpipe.sources import Archive
 from kdpipe.data import _part, _transfer
 from kdpipe.data._secrets import Redact, public_url, redact
 from kdpipe.data._transfer import Patience
 from kdpipe.data.download import LEDGER, download
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.sources import Archive
 
 BODY = random.Random(0).randbytes(3_000_000)
 OTHER = random.Random(1).randbytes(3_000_000)

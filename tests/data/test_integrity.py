@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from kdpipe.data.integrity import check_case, read_case
 from kdpipe.data.layout import Case
@@ -268,6 +269,18 @@ def test_non_finite_voxels_are_counted_in_every_encoding(
     array[0, 0, 0], array[-1, -1, -1], array[40, 3, 29] = np.nan, -np.inf, np.inf
     nibabel.save(image, tmp_path / name)
     assert count_non_finite(tmp_path / name) == 3
+
+
+def test_sheared_axes_of_other_formats_are_found(case: Case, tmp_path: Path) -> None:
+    files = []
+    for source in (case.images[0], case.label):
+        image = sitk.ReadImage(str(source))
+        image.SetDirection((1, 0.01, 0, 0, 1, 0, 0, 0, 1))
+        files.append(tmp_path / f"{len(files)}.mha")
+        sitk.WriteImage(image, str(files[-1]))
+    other = replace(case, images=(files[0],), label=files[1])
+    with pytest.raises(DataError, match="0.mha: axes are sheared, cosine 0.01"):
+        check(other)
 
 
 def test_displacement_below_the_limit_passes(case: Case) -> None:

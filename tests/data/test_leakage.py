@@ -63,6 +63,8 @@ def test_a_copy_looks_like_itself_and_others_do_not() -> None:
 def test_pairs_are_found_whatever_the_block() -> None:
     hashes = [hash_image(volume(seed))[1] for seed in (*range(66), 1, 64)]
     assert [(i, j) for i, j, _ in near_pairs(hashes)] == [(1, 66), (64, 67)]
+    assert [(i, j) for i, j, _ in near_pairs(hashes[:66], hashes[:3])] == [(0, 0), (1, 1), (2, 2)]
+    assert [(i, j) for i, j, _ in near_pairs(hashes[2:], hashes[1:3])] == [(0, 1), (64, 0)]
     found = near_pairs(hashes[:3], hashes[63:])
     assert [(i, j) for i, j, _ in found] == [(1, 3)]
 

@@ -183,8 +183,10 @@ def test_fetched_and_prepared_as_the_card_says(tmp_path: Path) -> None:
     needed = {"id", "channels", "access", "generator", "files", "layout"}
     run = CARD.model_dump(mode="json", include=needed)
     run["generator"] |= {"n_cases": 3, "absent_every": 0}
-    run |= {"structures": CARD.labels.structures, "source": None}
-    fetch(run, tmp_path / "raw", tmp_path / "manifest.tsv")
+    run |= {"structures": CARD.labels.structures, "source": None, "accept_checksum": False}
+    run["ids"] = {"n_labels": len(CARD.labels.raw)}
+    folders = [tmp_path / name for name in ("raw", "archives", "labels")]
+    fetch(run, *folders, tmp_path / "manifest.tsv")
     found = read_manifest(tmp_path / "manifest.tsv")
     assert [case.case for case in found] == ["brain_000", "brain_001", "brain_002"]
     preparation, store = CARD.preset("default").preparation, tmp_path / "cases"

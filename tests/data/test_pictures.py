@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import ndimage
 
 from kdpipe.data.layout import Case, list_files
-from kdpipe.data.prepare import estimated_mb, prepare
+from kdpipe.data.memory import estimated_mb
+from kdpipe.data.prepare import prepare
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError

@@ -26,6 +26,9 @@ except KdpipeError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
+for warning in PLAN.intake.warnings():
+    print(f"kdpipe: warning: {warning}", file=sys.stderr)
+
 PATHS, CELLS, PROFILES = PLAN.paths, PLAN.cells, PLAN.profiles
 RESOURCES = STUDY.resources
 TABLES = expand(

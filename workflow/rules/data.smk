@@ -54,11 +54,15 @@ rule prepare:
         runtime=grows(RESOURCES.prepare.runtime),
     params:
         code=code("prepare"),
-        # no output: what is prepared survives a failure, and a rerun goes on from there
+        # no outputs: what is prepared survives a failure, and a rerun goes on from there; and
+        # what the checks found is to be read above all when they fail
         store=beside("cases"),
+        integrity=beside("integrity.json"),
+        report=beside("report.html"),
     shell:
         "exec python -m kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
-        " --cases {output.cases} --fingerprint {output.fingerprint} --code {params.code}"
+        " --cases {output.cases} --fingerprint {output.fingerprint}"
+        " --integrity {params.integrity} --report {params.report} --code {params.code}"
         " --workers {threads} --memory-mb {resources.mem_mb} > {log} 2>&1"
 
 
@@ -81,5 +85,7 @@ rule split:
         runtime=RESOURCES.light.runtime,
     params:
         code=code("split"),
+        integrity=lambda wildcards: f"{PLAN.prepared_of(wildcards.dataset)}/integrity.json",
     shell:
-        "exec python -m kdpipe split --run {input.run} --cases {input.cases} --out {output.split} > {log} 2>&1"
+        "exec python -m kdpipe split --run {input.run} --cases {input.cases}"
+        " --integrity {params.integrity} --out {output.split} > {log} 2>&1"
