@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _path(prepare, "--cases", "table of prepared cases to write")
     _path(prepare, "--fingerprint", "summary of the data set to write (JSON)")
     _path(prepare, "--integrity", "findings to write (JSON, and TSV beside it)", required=False)
+    _path(prepare, "--names", "run.json with the names of the label ids", required=False)
     _path(prepare, "--report", "report for people to write (HTML)", required=False)
     prepare.add_argument("--code", default="", help="digest of the code, kept with each case")
     prepare.add_argument("--workers", type=int, default=1, help="processes (default 1)")

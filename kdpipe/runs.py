@@ -27,6 +27,7 @@ def run_files(plan: Plan) -> dict[str, Run]:
     for use in plan.study.datasets:
         runs[paths.raw(use.name)] = _fetch_run(plan, use)
         runs[plan.prepared_of(use.name)] = _prepare_run(plan, use)
+        runs[f"{plan.prepared_of(use.name)}/names"] = {"names": plan.cards[use.name].labels.raw}
         runs[paths.stage(use.name, "predict")] = plan.study.inference.model_dump(mode="json")
         runs[paths.stage(use.name, "evaluate")] = _evaluate_run(plan, use)
     for use, split, fold in plan.folds():
@@ -73,7 +74,7 @@ def _prepare_run(plan: Plan, use: DatasetUse) -> Run:
         },
         "preset": preset.preparation.model_dump(mode="json"),
         # of the data set as a whole; a change checks again and prepares no image again
-        "rules": Rules.of(card, preset.patch).model_dump(mode="json"),
+        "rules": Rules.of(card, preset.patch).model_dump(mode="json", exclude={"names"}),
     }
 
 
@@ -81,7 +82,8 @@ def _split_run(plan: Plan, use: DatasetUse, split: str, fold: int) -> Run:
     """An edit of the file of an imported split changes the run; the note of a rule does not."""
     rule = plan.cards[use.name].split(split)
     settings = rule.model_dump(mode="json", exclude={"note"})
-    run = {"dataset": use.name, "split": split, "fold": fold, "rule": settings}
+    waivers = [waiver.model_dump(mode="json") for waiver in plan.cards[use.name].integrity.waivers]
+    run = {"dataset": use.name, "split": split, "fold": fold, "rule": settings, "waivers": waivers}
     if isinstance(rule, ImportedSplit):
         file = rule.path(card_files(plan.study.cards)[use.name])
         run["file"] = {"path": str(file), "sha256": file_digest(file)}

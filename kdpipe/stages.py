@@ -49,7 +49,8 @@ def run_prepare(given: argparse.Namespace) -> None:
     checks = None
     if rules is not None and given.integrity is not None:
         files = (given.integrity, given.integrity.with_suffix(".tsv"), given.report)
-        checks = Checks(Rules.model_validate(rules), *files)
+        names = _json(given.names, "names") if given.names else {}
+        checks = Checks(Rules.model_validate(rules | names), *files)
     prepare(
         read_manifest(given.manifest),
         Preparation.model_validate(run["preset"]),

@@ -63,7 +63,7 @@ def header_facts(file: Path) -> Facts:
         largest distance of a corner by the one from that by the other, None without both; `read`,
         which of them SimpleITK uses: ``qform``, ``sform``, ``both`` or ``neither``.
     """
-    header = nib.load(file).header  # type: ignore[attr-defined]
+    header = nib.load(file).header
     shape = tuple(header.get_data_shape()[:3])
     size = (*shape, *[1] * (3 - len(shape)))
     with warnings.catch_warnings():
@@ -118,15 +118,15 @@ def measure(label: np.ndarray, grid: Grid, labels: Labels) -> dict[str, Facts]:
     for name, index in labels.structures.items():
         voxels = int(along[2][index].sum())
         if voxels:
-            counts = [profile[index] for profile in along]
-            where = [float(c @ np.arange(len(c))) / voxels for c in counts]
+            profiles = [profile[index] for profile in along]
+            where = [float(c @ np.arange(len(c))) / voxels for c in profiles]
             step = grid.axes * np.asarray(grid.spacing)
             centroid = (np.asarray(grid.origin) + step @ where) * _TO_RAS
             found[name] = {
                 "voxels": voxels,
                 "ml": voxels * float(np.prod(grid.spacing)) / 1000,
                 "centroid": centroid.tolist(),
-                "touches": _touches(counts, grid.orientation),
+                "touches": _touches(profiles, grid.orientation),
             }
     return found
 

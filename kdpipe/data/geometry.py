@@ -21,6 +21,8 @@ SAME_SPACING = 1e-4
 """Spacings that differ by less than this fraction are equal: no resampling."""
 ON_A_VOXEL = 1e-3
 """Coordinates this near to a whole number, in voxels, are that voxel."""
+SLAB = 64
+"""Planes along the third axis that are worked on at once."""
 _POINTS = 1 << 16
 
 
@@ -152,8 +154,9 @@ def labels_at(
 
     If all eight voxels around a point have one label, so has the point: the largest score stays
     the largest, and the sign of a region's score stays the same, under any convex combination.
-    Only the other points are interpolated, in blocks, so memory does not grow with the number of
-    classes times the number of points.
+    Only the other points are interpolated, in blocks, and the grid is walked through in slabs, so
+    memory grows neither with the number of classes times the number of points nor with copies of
+    the whole.
 
     Args:
         labels: (X, Y, Z) uint8; what `decode` makes of `scores` where those are given.
@@ -164,6 +167,35 @@ def labels_at(
     Returns:
         uint8, as long along each axis as the vectors; ties go to the lowest class.
     """
+    *plane, along = coordinates
+    result = np.empty([len(c) for c in coordinates], np.uint8)
+    for begin in range(0, len(along), SLAB):
+        part = along[begin : begin + SLAB]
+        first, last = source_planes(part, labels.shape[-1], margin=1)
+        result[..., begin : begin + SLAB] = _labels_at(
+            labels[..., first:last],
+            [*plane, part - first],
+            None if scores is None else scores[..., first:last],
+            decode,
+        )
+    return result
+
+
+def source_planes(positions: np.ndarray, n: int, margin: int) -> tuple[int, int]:
+    """Return the range of planes, of `n`, that positions (voxels) need with `margin` around them.
+
+    It ends at an edge of the volume where positions lie beyond it.
+    """
+    low, high = (int(np.clip(edge, 0, n - 1)) for edge in (positions.min(), positions.max()))
+    return max(0, low - margin), min(n, high + 2 + margin)
+
+
+def _labels_at(
+    labels: np.ndarray,
+    coordinates: Coordinates,
+    scores: np.ndarray | None,
+    decode: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
     low, high, weight = zip(
         *(_neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)), strict=True
     )

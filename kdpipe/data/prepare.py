@@ -152,21 +152,24 @@ def prepare_case(
     """
     images, label = read_case(case)
     findings = check_case(case, images, label, labels, channels, waivers)
+    facts = case_facts(case, images, label, labels)
+    intensity = [intensity_under(channel, label) for channel in images]
     try:
-        image, geometry = prepare_images(images, preset)
+        image, geometry = prepare_images(images, preset, release=True)
     except DataError as error:
         file = str(case.images[0])
         raise refuse([Finding("P01", "error", str(error), case.case, file, False)]) from None
     prepared_label = prepare_label(label, geometry)
-    voxels = np.bincount(prepared_label.ravel(), minlength=len(labels.raw)).tolist()
-    facts = case_facts(case, images, label, labels)
+    del label
+    counts = [np.bincount(plane.ravel(), minlength=len(labels.raw)) for plane in prepared_label]
+    voxels = np.sum(counts, axis=0).tolist()
     for name, index in labels.structures.items():
         if name in facts["structures"] and not voxels[index]:
             findings.append(Finding("D15", "warning", f"{name} is lost by the preparation"))
     geometry |= {
         "digest": digest,
         "voxels_per_class": voxels,
-        "native_intensity": [intensity_under(channel, label) for channel in images],
+        "native_intensity": intensity,
         "findings": [finding.stored() for finding in findings],
         "warnings": [finding.text for finding in findings if finding.level == "warning"],
         "facts": facts,

@@ -17,7 +17,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from kdpipe.atomic import write_json
+from kdpipe.cards import Waiver
 from kdpipe.data._split_rules import PARTS, Parts, Row, apply_rule
+from kdpipe.data.findings import waive
 from kdpipe.data.leakage import check_split, read_cases
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.provenance import digest, file_digest
@@ -34,8 +36,8 @@ def split_cases(
     """Split the cases of a table and write the result.
 
     Args:
-        run: `dataset`, `fold` and `rule`, a split protocol of the card; for a rule that is
-            imported also `file`, its `path` and `sha256`.
+        run: `dataset`, `fold` and `rule`, a split protocol of the card, and the card's `waivers`
+            of findings; for a rule that is imported also `file`, its `path` and `sha256`.
         cases: TSV with columns `case` and `subject`, and `part` and `voxels_<structure>` for the
             rules that look at folders or structures.
         out: JSON to write, see `make_split`.
@@ -54,14 +56,18 @@ def split_cases(
     counts = ", ".join(f"{len(split[part])} {part}" for part in PARTS)
     log.info("%s: %s, %d left out", run["dataset"], counts, left_out)
     if integrity is not None:
-        _check_leaks(split, integrity, run["dataset"])
+        waivers = [Waiver.model_validate(waiver) for waiver in run.get("waivers", ())]
+        _check_leaks(split, integrity, run["dataset"], waivers)
     write_split(out, split)
 
 
-def _check_leaks(split: Mapping[str, Any], integrity: Path, dataset: str) -> None:
+def _check_leaks(
+    split: Mapping[str, Any], integrity: Path, dataset: str, waivers: Sequence[Waiver]
+) -> None:
     facts = read_cases(integrity)
     structures = sorted({name for case in facts.values() for name in case["structures"]})
-    if found := check_split(split, facts, structures):
+    findings = waive(check_split(split, facts, structures), waivers)
+    if found := [finding for finding in findings if finding.stops]:
         lines = "".join(f"\n  {finding}" for finding in found)
         raise DataError(f"data set {dataset!r}: the split leaks or lacks something:{lines}")
 

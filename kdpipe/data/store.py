@@ -70,15 +70,34 @@ def sample_foreground(label: np.ndarray, n_classes: int) -> dict[int, np.ndarray
 
     The same label map gives the same voxels, drawn evenly and in storage order.
     """
-    flat = label.ravel()
+    counts = np.array([np.bincount(plane.ravel(), minlength=n_classes) for plane in label])
     found = {}
     for class_id in range(1, n_classes):
-        index = np.flatnonzero(flat == class_id)
-        if len(index) > N_FOREGROUND:
+        before = np.concatenate([[0], np.cumsum(counts[:, class_id])])
+        wanted = np.arange(before[-1])
+        if len(wanted) > N_FOREGROUND:
             draw = np.random.default_rng(class_id)
-            index = np.sort(draw.choice(index, N_FOREGROUND, replace=False))
-        found[class_id] = np.stack(np.unravel_index(index, label.shape), axis=1).astype(np.int16)
+            wanted = np.sort(draw.choice(before[-1], N_FOREGROUND, replace=False))
+        found[class_id] = _nth_voxels(label, class_id, before, wanted)
     return found
+
+
+def _nth_voxels(
+    label: np.ndarray, class_id: int, before: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Return the coordinates (N, 3) of the `wanted` voxels of a class, counted in storage order.
+
+    `before` says how many of them lie before each plane.
+    """
+    parts = [np.empty((0, 3), np.int16)]
+    for x, plane in enumerate(label):
+        here = wanted[np.searchsorted(wanted, before[x]) : np.searchsorted(wanted, before[x + 1])]
+        if len(here):
+            y, z = np.unravel_index(
+                np.flatnonzero(plane == class_id)[here - before[x]], plane.shape
+            )
+            parts.append(np.stack([np.full_like(y, x), y, z], axis=1).astype(np.int16))
+    return np.concatenate(parts)
 
 
 class StoredCase:

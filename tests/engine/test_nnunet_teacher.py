@@ -73,7 +73,8 @@ def test_a_trained_nnunet_teaches_by_its_logits_and_by_its_features(
     raw, prepared = Path(plan.paths.raw("tiny")), Path(plan.prepared_of("tiny"))
     results = Path(plan.paths.fold(dataset="tiny", split="default", fold=0))
     manifest, split = raw / "manifest.tsv", results / "split.json"
-    call("fetch", run=raw / "run.json", raw=raw / "files", manifest=manifest)
+    places = {"files": raw / "files", "archives": raw / "archives", "labels": raw / "labels"}
+    call("fetch", run=raw / "run.json", manifest=manifest, **places)
     call(
         "prepare",
         run=prepared / "run.json",

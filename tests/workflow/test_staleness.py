@@ -284,7 +284,7 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a name of a label": (
         edit("cards/mine.yaml", "liver", "hepar"),
-        jobs("evaluate", ALL) | {"configure evaluate", "tabulate"},
+        jobs("evaluate", ALL) | {"configure evaluate", "configure names", "tabulate"},
     ),
     "a window": (
         edit("cards/mine.yaml", "high: 200", "high: 250"),

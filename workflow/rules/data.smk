@@ -37,6 +37,8 @@ rule fetch:
 rule prepare:
     input:
         run=f"{PATHS.prepared()}/run.json",
+        # what structures are called is for the report: a new name prepares nothing again
+        names=ancient(f"{PATHS.prepared()}/names/run.json"),
         manifest=f"{PATHS.raw()}/manifest.tsv",
     output:
         cases=f"{PATHS.prepared()}/cases.tsv",
@@ -62,7 +64,7 @@ rule prepare:
     shell:
         "exec python -m kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
         " --cases {output.cases} --fingerprint {output.fingerprint}"
-        " --integrity {params.integrity} --report {params.report} --code {params.code}"
+        " --names {input.names} --integrity {params.integrity} --report {params.report} --code {params.code}"
         " --workers {threads} --memory-mb {resources.mem_mb} > {log} 2>&1"
 
 
