@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.data.geometry import Grid, to_array
+from kdpipe.data.geometry import Grid, view_of
 from kdpipe.labels import Labels
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -24,7 +24,7 @@ def intensity_under(image: sitk.Image, label: sitk.Image) -> dict[str, float]:
 
     Of very large structures each n-th voxel counts, so that at most `SAMPLED` do.
     """
-    values = to_array(image)[to_array(label) > 0]
+    values = view_of(image)[view_of(label) > 0]
     if not len(values):
         return {}
     values = values[:: -(-len(values) // SAMPLED)].astype(np.float64)

@@ -121,6 +121,14 @@ def to_array(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
+def view_of(image: sitk.Image) -> np.ndarray:
+    """Return the voxels of a 3D image as `(x, y, z)`, read-only and not copied.
+
+    Valid only as long as the caller keeps the image.
+    """
+    return sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
+
+
 def to_image(array: np.ndarray, grid: Grid) -> sitk.Image:
     """Return `array` `(x, y, z)` as an image on `grid`."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))

@@ -41,9 +41,9 @@ def affordable_workers(
 def estimated_mb(case: Case, preset: Preparation) -> int:
     """Estimate from the headers the memory that preparing a case takes, MB; 0 if unreadable.
 
-    Counted a voxel: raw, oriented and float copies of each channel (16 bytes), B-spline
-    coefficients of one (8), the label maps (8); on the prepared grid two float copies of each
-    channel and one in work (12 for each, 4) and labels and masks (8).
+    Counted a voxel: the raw channels twice, as integers or floats (8 bytes), label map and mask
+    (2); on the prepared grid the channels as float32 and float16 (6), labels and masks (2).
+    Resampling works in slabs and adds little; `bench/preparation_memory.py` measures.
     """
     native = prepared = 0.0
     for file in case.images:
@@ -58,4 +58,4 @@ def estimated_mb(case: Case, preset: Preparation) -> int:
         native += voxels
         steps = zip(preset.spacing or spacing, spacing, strict=False)
         prepared += voxels * float(np.prod([old / (new or old) for new, old in steps]))
-    return int((native * 32 + prepared * 24) / 2**20)
+    return int((native * 10 + prepared * 8) / 2**20)

@@ -7,6 +7,7 @@ absolute paths, nothing that depends on the number of workers.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -161,6 +162,7 @@ def prepare_case(
         raise refuse([Finding("P01", "error", str(error), case.case, file, False)]) from None
     prepared_label = prepare_label(label, geometry)
     del label
+    gc.collect()  # SimpleITK's images lie in cycles of references
     counts = [np.bincount(plane.ravel(), minlength=len(labels.raw)) for plane in prepared_label]
     voxels = np.sum(counts, axis=0).tolist()
     for name, index in labels.structures.items():

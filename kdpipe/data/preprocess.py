@@ -6,6 +6,7 @@ prepared in just the same way.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.data.geometry import SLAB, Grid, labels_at, source_planes, to_array, to_image
+from kdpipe.data.geometry import SLAB, Grid, labels_at, source_planes, to_array, to_image, view_of
 from kdpipe.errors import DataError
 from kdpipe.presets import Intensity, Preparation, Rescale, Standardize, Window, ZScore
 
@@ -50,6 +51,7 @@ def prepare_images(
     oriented = [_orient(image, preset.orientation) for image in images]
     if release:
         images.clear()
+        gc.collect()  # SimpleITK's images lie in cycles of references
     grid = Grid.of(oriented[0])
     if 1 in grid.size[:2]:
         raise DataError(
@@ -66,7 +68,7 @@ def prepare_images(
     for number, (raw, intensity) in enumerate(zip(oriented, intensities, strict=True)):
         _resample(raw, prepared, preset.image_interpolation, out=image[number])
         mask = foreground[number][box]
-        done.append(_scale(number, image[number], mask, to_array(raw), intensity))
+        done.append(_scale(number, image[number], mask, view_of(raw), intensity))
     windowed = all(isinstance(intensity, Window) for intensity in intensities)
     _check_range(image)
     return image, {
@@ -113,7 +115,7 @@ def _resample(image: sitk.Image, grid: Grid, interpolation: str, out: np.ndarray
     an edge; the clip takes that away. It needs four voxels an axis: thinner images are
     interpolated linearly.
     """
-    voxels = to_array(image)
+    voxels = view_of(image)
     coordinates, _ = Grid.of(image).coordinates_of(grid)
     if all(_on_voxels(c, n) for c, n in zip(coordinates, voxels.shape, strict=True)):
         x, y, z = (c.astype(int) for c in coordinates)
@@ -152,7 +154,7 @@ def _foreground(
     """
     foreground = np.empty((len(oriented), *grid.size), bool)
     for number, (raw, intensity) in enumerate(zip(oriented, intensities, strict=True)):
-        voxels = to_array(raw)
+        voxels = view_of(raw)
         mask = voxels > intensity.low if isinstance(intensity, Window) else voxels != 0
         coordinates, _ = Grid.of(raw).coordinates_of(grid)
         foreground[number] = labels_at(mask.astype(np.uint8), coordinates)

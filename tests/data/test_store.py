@@ -165,3 +165,13 @@ def test_remove_stale_touches_prepared_cases_only(folder: Path, arrays: Any) -> 
     assert remove_stale(root, {"case_2"}) == ["case_1"]
     assert sorted(entry.name for entry in root.iterdir()) == ["case_2", "notes"]
     assert remove_stale(root / "absent", set()) == []
+
+
+def test_sampled_foreground_is_that_of_a_draw_from_all_voxels() -> None:
+    label = np.random.default_rng(1).integers(0, 3, (40, 30, 20)).astype(np.uint8)
+    for class_id, found in sample_foreground(label, 3).items():
+        index = np.flatnonzero(label.ravel() == class_id)
+        if len(index) > 5000:
+            index = np.sort(np.random.default_rng(class_id).choice(index, 5000, replace=False))
+        expected = np.stack(np.unravel_index(index, label.shape), axis=1)
+        np.testing.assert_array_equal(found, expected)
