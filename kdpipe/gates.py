@@ -21,7 +21,7 @@ def closed_gate(card: Card, files: Sequence[Archive], archives: Path, mirror: bo
     if card.access.mode == "open" or mirror:
         return None
     missing = [file for file in files if not (archives / file.name).is_file()]
-    if not missing:
+    if files and not missing:  # without a list of files, only a folder of the user will do
         return None
     lines = [f"data set {card.id!r} has to be fetched by hand ({card.licence.spdx}):"]
     lines += [f"  {number}. {step}" for number, step in enumerate(card.access.steps, start=1)]
