@@ -15,7 +15,7 @@ from kdpipe.engine.jobs import Job, write_results
 from kdpipe.engine.validate import Validator
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.model import read_tensors
-from kdpipe.nets.base import build_network, check_patch, dry_forward
+from kdpipe.nets.base import check_patch, dry_forward, network_of
 
 log = logging.getLogger(__name__)
 _SHOWN = 3  # names of weights in a message
@@ -30,9 +30,7 @@ def adopt(job: Job) -> None:
     """
     spec, patch = job.run["network"], tuple(job.run["patch"])
     check_patch(spec["name"], spec["params"], patch)
-    network = build_network(
-        spec["name"], spec["params"], spec["in_channels"], spec["out_channels"], len(patch)
-    )
+    network = network_of(job.run)
     if "weights" in spec:
         load_weights(network, Path(spec["weights"]).expanduser())
     _try_out(network, spec["name"], spec["in_channels"], spec["out_channels"], patch)

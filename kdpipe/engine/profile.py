@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.engine.device import keep_freed_memory, return_freed_memory
-from kdpipe.nets.base import build_network, check_patch
+from kdpipe.nets.base import check_patch, network_of
 from kdpipe.nets.cost import macs, parameters
 from kdpipe.provenance import environment
 
@@ -36,9 +36,7 @@ def profile(run: Mapping[str, Any]) -> dict[str, Any]:
     """
     spec, patch = run["network"], tuple(run["patch"])
     check_patch(spec["name"], spec["params"], patch)
-    network = build_network(
-        spec["name"], spec["params"], spec["in_channels"], spec["out_channels"], len(patch)
-    ).eval()
+    network = network_of(run).eval()
     shape = (1, spec["in_channels"], *patch)
     torch.set_num_threads(run["threads"])
     facts = {"parameters": parameters(network), "macs": macs(network, shape), "patch": list(patch)}

@@ -29,7 +29,7 @@ from kdpipe.engine.validate import Validator
 from kdpipe.errors import ConfigError
 from kdpipe.infer.model import TrainedModel, load_model
 from kdpipe.methods.base import Context, Distiller, TapSpec
-from kdpipe.nets.base import build_network, check_patch, network_stages
+from kdpipe.nets.base import check_patch, network_of, network_stages
 from kdpipe.provenance import digest, file_digest
 from kdpipe.settings import Training
 from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
@@ -58,9 +58,7 @@ def _assemble(job: Job, device: torch.device) -> Trainer:
     input_shape = (1, spec["in_channels"], *patch)
 
     torch.manual_seed(seed)  # the same initial student for every method
-    network = build_network(
-        spec["name"], spec["params"], spec["in_channels"], spec["out_channels"], len(patch)
-    )
+    network = network_of(run)
     stages = network_stages(spec["name"], spec["params"])
     teacher = _load_teacher(job)
     torch.manual_seed(seed)  # adapters start alike, however the teacher is built

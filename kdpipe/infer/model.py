@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdpipe.atomic import atomic_path
 from kdpipe.discover import trained_files
 from kdpipe.errors import DataError
-from kdpipe.nets.base import build_network, network_stages
+from kdpipe.nets.base import network_of, network_stages
 from kdpipe.provenance import file_digest
 
 _FORMAT = 2
@@ -100,13 +100,7 @@ def load_model(path: Path) -> TrainedModel:
                 f"{path}: files of the teacher in {spec['params']['path']} have changed or moved "
                 "since it was taken over; restore them, or run the study again"
             )
-        network = build_network(
-            spec["name"],
-            spec["params"],
-            spec["in_channels"],
-            spec["out_channels"],
-            len(content["run"]["patch"]),
-        )
+        network = network_of(content["run"])
         if not content["sources"]:
             network.load_state_dict(content["weights"])
     except (RuntimeError, LookupError, TypeError, ValueError) as error:

@@ -77,6 +77,18 @@ def build_network(
     return network
 
 
+def network_of(run: Mapping[str, Any]) -> nn.Module:
+    """Build the network of a cell, from the `network` and the `patch` of its ``run.json``."""
+    spec = run["network"]
+    return build_network(
+        spec["name"],
+        spec["params"],
+        spec["in_channels"],
+        spec["out_channels"],
+        len(run["patch"]),
+    )
+
+
 def network_stages(name: str, params: Mapping[str, Any]) -> dict[str, str]:
     """Return logical tap name -> place, for the network built with `params`."""
     module, parsed = _entry(name, params)
