@@ -36,7 +36,7 @@ def run_fetch(given: argparse.Namespace) -> None:
 
 def run_prepare(given: argparse.Namespace) -> None:
     """Check, resample and store the images of a manifest."""
-    from kdpipe.data.layout import read_manifest
+    from kdpipe.data.manifest import read_manifest
     from kdpipe.data.prepare import prepare
     from kdpipe.data.verdict import Checks
     from kdpipe.labels import Labels
@@ -142,7 +142,7 @@ def run_evaluate(given: argparse.Namespace) -> None:
         missing = [name for name in ("cell", "manifest", "split") if not getattr(given, name)]
         if missing:
             raise ConfigError(f"--run also needs {', '.join(f'--{name}' for name in missing)}")
-        from kdpipe.data.layout import read_manifest
+        from kdpipe.data.manifest import read_manifest
         from kdpipe.data.split import read_split
 
         run = _json(given.run, "structures", "protocol", "has_spacing")

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from kdpipe.data.layout import Case
+from kdpipe.data.manifest import Case
 from kdpipe.data.prepare import prepare
 from kdpipe.data.verdict import Checks
 from kdpipe.labels import Labels

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdpipe.data.layout import Case, list_files
+from kdpipe.data.layout import list_files
+from kdpipe.data.manifest import Case
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import case_name
 from kdpipe.layouts import Layout

@@ -17,7 +17,7 @@ from kdpipe.images.files import is_nifti
 from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 Facts = dict[str, Any]
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))

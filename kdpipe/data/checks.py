@@ -14,7 +14,7 @@ from kdpipe.labels import Labels
 from kdpipe.rules import Rules
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 CT_RANGE = (-3100.0, 32767.0)
 """HU. Scanners mark what they have not seen by -3024 or so; an int16 ends at 32767."""

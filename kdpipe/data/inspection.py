@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from kdpipe.data._folders import Folder, read_folder
 from kdpipe.data.geometry import to_array
 from kdpipe.data.integrity import read_case
-from kdpipe.data.layout import Case
+from kdpipe.data.manifest import Case
 from kdpipe.errors import DataError
 from kdpipe.images.files import PICTURES
 

@@ -22,7 +22,7 @@ from kdpipe.images.files import count_non_finite, is_nifti, itk_reason, read_ima
 from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 MAX_DISPLACEMENT_MM = 1e-2
 """Largest distance of two corners that should be the same point: a hundredth of a millimetre is

@@ -21,12 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdpipe.data.manifest import Case, read_manifest, write_manifest
+from kdpipe.data.manifest import Case
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import PICTURES, SUFFIXES, case_name
 from kdpipe.layouts import Layout
 
-__all__ = ["Case", "index", "list_files", "read_manifest", "write_manifest"]
 log = logging.getLogger(__name__)
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -34,8 +33,8 @@ _CHANNEL = re.compile(r"(.+)_(\d{4})")
 def list_files(folder: Path, layout: Layout, n_channels: int) -> list[Case]:
     """List the cases of a folder, sorted by id; reads no file but `dataset.json`.
 
-    Another number of cases than the card's `layout.n_cases` is logged as a warning: a subset is
-    no error.
+    Another number of cases than the card's `layout.n_cases` is logged as a warning; the
+    preparation finds it too (D01), and the card may waive that.
 
     Args:
         folder: the unpacked folder, or what is below one of `layout.roots`.

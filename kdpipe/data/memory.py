@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from kdpipe.presets import Preparation
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 log = logging.getLogger(__name__)
 

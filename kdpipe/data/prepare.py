@@ -48,7 +48,7 @@ from kdpipe.presets import Preparation
 from kdpipe.progress import ProgressReport
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from kdpipe.labels import Labels
 from kdpipe.rules import Rules
 
 if TYPE_CHECKING:
-    from kdpipe.data.layout import Case
+    from kdpipe.data.manifest import Case
 
 
 @dataclass(frozen=True)

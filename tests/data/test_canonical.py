@@ -14,7 +14,8 @@ import SimpleITK as sitk
 from kdpipe.data.canonical import canonical_labels
 from kdpipe.data.geometry import Grid
 from kdpipe.data.integrity import read_case
-from kdpipe.data.layout import Case, index, read_manifest, write_manifest
+from kdpipe.data.layout import index
+from kdpipe.data.manifest import Case, read_manifest, write_manifest
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
 from kdpipe.layouts import Layout

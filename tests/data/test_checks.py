@@ -16,7 +16,8 @@ import pytest
 from bodies import AFFINE, LABELS, Bodies, body, save
 
 from kdpipe.cards import load_card
-from kdpipe.data.layout import Case, list_files
+from kdpipe.data.layout import list_files
+from kdpipe.data.manifest import Case
 from kdpipe.data.prepare import prepare
 from kdpipe.data.verdict import Checks
 from kdpipe.errors import DataError

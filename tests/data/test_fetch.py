@@ -11,7 +11,7 @@ from kdpipe.cards import load_card
 from kdpipe.data import fetch as module
 from kdpipe.data import phantom
 from kdpipe.data.fetch import MARKER
-from kdpipe.data.layout import read_manifest
+from kdpipe.data.manifest import read_manifest
 from kdpipe.errors import ConfigError, DataError
 
 

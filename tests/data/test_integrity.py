@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from kdpipe.data.integrity import check_case, read_case
-from kdpipe.data.layout import Case
+from kdpipe.data.manifest import Case
 from kdpipe.errors import DataError
 from kdpipe.images.files import count_non_finite
 from kdpipe.labels import Labels

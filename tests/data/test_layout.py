@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kdpipe.cards import load_card
-from kdpipe.data.layout import Case, index, list_files, read_manifest, write_manifest
+from kdpipe.data.layout import index, list_files
+from kdpipe.data.manifest import Case, read_manifest, write_manifest
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.layouts import Layout
 

@@ -13,7 +13,8 @@ from scipy import ndimage
 from kdpipe.cards import load_card
 from kdpipe.data._phantoms import ORIENTATIONS
 from kdpipe.data.fetch import fetch
-from kdpipe.data.layout import index, read_manifest
+from kdpipe.data.layout import index
+from kdpipe.data.manifest import read_manifest
 from kdpipe.data.phantom_brain import CHANNELS, ED, ET, NCR, STRUCTURES, generate, make_case
 from kdpipe.data.prepare import prepare
 from kdpipe.data.store import StoredCase

@@ -20,7 +20,7 @@ from scipy import ndimage
 from kdpipe.data import memory
 from kdpipe.data import prepare as module
 from kdpipe.data.geometry import Grid, labels_at, to_array
-from kdpipe.data.layout import Case
+from kdpipe.data.manifest import Case
 from kdpipe.data.preprocess import CROP_MARGIN, prepare_images, prepare_label
 from kdpipe.data.store import FILES, StoredCase
 from kdpipe.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.data.layout import Case
+from kdpipe.data.manifest import Case
 from kdpipe.data.prepare import prepare_case
 from kdpipe.errors import DataError
 from kdpipe.infer import predict
