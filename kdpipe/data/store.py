@@ -157,6 +157,10 @@ class StoredCase:
         """Return the whole image (C, X, Y, Z) float32; the label is not opened."""
         return self._read("image.b2nd", (...,)).astype(np.float32)
 
+    def label(self) -> np.ndarray:
+        """Return the whole label (X, Y, Z) uint8; the image is not opened."""
+        return self._read("label.b2nd", (...,))
+
     @cached_property
     def classes(self) -> tuple[int, ...]:
         """Foreground class ids that the case has."""

@@ -12,7 +12,7 @@ import torch
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.infer.model import load_model
-from kdpipe.infer.restore import restore_case
+from kdpipe.infer.restore import keep_case, restore_case
 from kdpipe.infer.window import sliding_scores
 from kdpipe.progress import ProgressReport
 from kdpipe.settings import Inference
@@ -25,6 +25,7 @@ def predict_cases(
     settings: Inference,
     out: Path,
     device: torch.device,
+    on_prepared_grid: bool = False,
 ) -> None:
     """Write ``<out>/<case>.nii.gz`` for every case; the folder appears when all are done.
 
@@ -35,6 +36,8 @@ def predict_cases(
         settings: overlap and windows a pass.
         out: folder to write; replaced if it exists.
         device: where the network runs.
+        on_prepared_grid: also write ``<out>/prepared/<case>.nii.gz``, for the metric protocols of
+            papers that score there.
 
     Raises:
         DataError: a case or the model cannot be read.
@@ -58,7 +61,10 @@ def predict_cases(
                     settings.window_batch,
                     stored.geometry["pad_value"],
                 )
-                restore_case(scores.cpu().numpy(), stored.geometry, targets, temporary, case)
+                found = scores.cpu().numpy()
+                restore_case(found, stored.geometry, targets, temporary, case)
+                if on_prepared_grid:
+                    keep_case(found, stored.geometry, targets, temporary / "prepared", case)
                 report.advance(note=case)
         if out.exists():
             shutil.rmtree(out)

@@ -60,11 +60,33 @@ def restore_case(
     Returns:
         The file, written as a whole or not at all.
     """
-    file = out / f"{case}.nii.gz"
     try:
         image = restore_labels(scores, geometry, targets)
     except DataError as error:
         raise DataError(f"case {case!r}: {error}") from None
+    return _write(image, out / f"{case}.nii.gz")
+
+
+def keep_case(
+    scores: np.ndarray, geometry: dict[str, Any], targets: Targets, out: Path, case: str
+) -> Path:
+    """Write `<out>/<case>.nii.gz` on the prepared grid, where each voxel has scores of its own.
+
+    Args:
+        scores: (K, X, Y, Z) float, logits, as `restore_labels` has checked them.
+        geometry: of the prepared case, `StoredCase.geometry`.
+        targets: what the channels stand for.
+        out: folder of label maps, made if it is not there.
+        case: id of the case.
+
+    Returns:
+        The file, written as a whole or not at all.
+    """
+    image = to_image(targets.decode(scores), Grid.from_dict(geometry["prepared"]))
+    return _write(image, out / f"{case}.nii.gz")
+
+
+def _write(image: sitk.Image, file: Path) -> Path:
     with atomic_path(file) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
     return file

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -14,36 +14,52 @@ import pandas as pd
 from kdpipe.atomic import atomic_path
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import SUFFIXES, case_name
-from kdpipe.metrics.labelmaps import check_same_grid, read_label_map
-from kdpipe.metrics.protocol import Protocol, Score, check_structures, get_protocol, score_case
+from kdpipe.metrics.labelmaps import LabelMap, check_same_grid, read_label_map
+from kdpipe.metrics.protocol import Score, as_scorings, check_structures, score_case
+from kdpipe.protocols import Scoring
 
+#: folder, within that of the predictions, of those on the prepared grid
+PREPARED = "prepared"
 COLUMNS = ("case", "structure", "metric", "protocol", "value", "unit", "status")
 
 _LOG = logging.getLogger(__name__)
 
 
+ReadLabels = Callable[[], LabelMap]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of every case."""
+
+    structures: dict[str, tuple[int, ...]]
+    protocols: tuple[Scoring, ...]
+    tolerances_mm: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class _Job:
-    """All that a worker process needs to score one case."""
+    """All that a worker process needs to score one case on one grid."""
 
     case: str
-    reference: Path
+    reference: Path | ReadLabels
     prediction: Path
-    structures: dict[str, tuple[int, ...]]
-    protocol: Protocol
+    task: _Task
 
 
 def evaluate_folders(
     reference: Path | None,
     prediction: Path,
     structures: Mapping[str, Sequence[int]],
-    protocol: Protocol | str,
+    protocols: Scoring | str | Sequence[Scoring | str],
     out: Path | None = None,
     workers: int = 1,
     keys: Mapping[str, str] | None = None,
     cases: Sequence[str] | None = None,
     references: Mapping[str, Path] | None = None,
     in_voxels: bool = False,
+    tolerances_mm: Mapping[str, float] | None = None,
+    prepared: Mapping[str, ReadLabels] | None = None,
 ) -> pd.DataFrame:
     """Score every case of a reference folder that a prediction folder must hold under one name.
 
@@ -51,7 +67,7 @@ def evaluate_folders(
         reference: folder of label maps (.nii.gz, .nii, .nrrd, .mha), named `<case><suffix>`.
         prediction: folder of predicted label maps, `<case>` with any of the suffixes.
         structures: name -> labels whose union is the structure.
-        protocol: a `Protocol` or the name of one.
+        protocols: a protocol or several, themselves or by name; each case is read once for all.
         out: CSV file to write, atomically; floats keep every digit, NaN is written as `nan`.
         workers: processes that score cases side by side. Above 1 they are spawned, so a script
             that calls this needs its `if __name__ == "__main__":`.
@@ -60,6 +76,10 @@ def evaluate_folders(
         references: case -> label map, where the references do not lie in one folder under
             the names of their cases; `reference` is then not read and may be None.
         in_voxels: the files' spacing means nothing (pictures): distances are in voxels.
+        tolerances_mm: see `score_case`.
+        prepared: case -> function that reads its labels on the prepared grid. Protocols of that
+            grid score them against `<prediction>/prepared`; if None, they score the two folders
+            as they are.
 
     Returns:
         Long table, one row a case, structure and metric, sorted by case: the columns of `keys`,
@@ -71,22 +91,39 @@ def evaluate_folders(
         DataError: no or missing references or predictions (all are listed), two files for one
             case, a file that is unreadable, truncated or no label map, different grids.
     """
-    job_protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
+    scorings = as_scorings(protocols)
     if in_voxels:
-        job_protocol = replace(job_protocol, distance_unit="voxel")
+        scorings = tuple(s.model_copy(update={"distance_unit": "voxel"}) for s in scorings)
     _check_arguments(reference, structures, workers, keys or {}, references)
-    reference_files = _list_cases(reference) if references is None else dict(references)
-    selected = _select(reference_files, cases, reference)
-    predicted = _match(selected, prediction)
+    native: Mapping[str, Path] = _list_cases(reference) if references is None else references
+    selected = _select(native, cases, reference)
     named = {name: tuple(ids) for name, ids in structures.items()}
-    jobs = [
-        _Job(case, reference_files[case], predicted[case], named, job_protocol) for case in selected
-    ]
+    there = tuple(s for s in scorings if s.grid == "prepared" and prepared is not None)
+    here = tuple(s for s in scorings if s not in there)
+    jobs = []
+    for grid, wanted, folder in (
+        (native, here, prediction),
+        (prepared, there, prediction / PREPARED),
+    ):
+        if wanted and grid is not None:
+            task = _Task(named, wanted, tolerances_mm or {})
+            jobs += _jobs(selected, grid, folder, task)
+    jobs.sort(key=lambda job: job.case)
     table = _table(zip(jobs, _run(jobs, workers), strict=True), keys or {})
     if out is not None:
         with atomic_path(out) as temporary:
             table.to_csv(temporary, index=False, na_rep="nan")
     return table
+
+
+def _jobs(
+    selected: Sequence[str],
+    references: Mapping[str, Path | ReadLabels] | Mapping[str, Path] | Mapping[str, ReadLabels],
+    folder: Path,
+    task: _Task,
+) -> list[_Job]:
+    predicted = _match(selected, folder)
+    return [_Job(case, references[case], predicted[case], task) for case in selected]
 
 
 def _check_arguments(
@@ -167,18 +204,20 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterable[list[Score]]:
 
 def _score_files(job: _Job) -> list[Score]:
     """Read and score one case (runs in a worker)."""
-    reference = read_label_map(job.reference, job.case)
+    source = job.reference
+    reference = read_label_map(source, job.case) if isinstance(source, Path) else source()
     prediction = read_label_map(job.prediction, job.case)
     check_same_grid(job.case, reference, prediction)
     labels, spacing = (reference.labels, prediction.labels), reference.spacing_mm
     if len(labels[0]) == 1:  # in 3D every voxel of a single slice would be surface
         labels, spacing = (labels[0][0], labels[1][0]), spacing[1:]
-    return score_case(*labels, spacing, job.structures, job.protocol)
+    task = job.task
+    return score_case(*labels, spacing, task.structures, task.protocols, task.tolerances_mm)
 
 
 def _table(scored: Iterable[tuple[_Job, list[Score]]], keys: Mapping[str, str]) -> pd.DataFrame:
     rows = [
-        (job.case, s.structure, s.metric, job.protocol.name, s.value, s.unit, s.status)
+        (job.case, s.structure, s.metric, s.protocol, s.value, s.unit, s.status)
         for job, scores in scored
         for s in scores
     ]

@@ -1,9 +1,7 @@
-"""Named evaluation protocols: what is measured, how, and what a missing structure counts.
+"""Score a case by named protocols; what they are is data, see `kdpipe.protocols`.
 
-"HD95" has at least four definitions, and libraries disagree on empty masks: MONAI returns NaN and
-drops a missed organ from the mean, medpy raises, others score 0. A protocol fixes all of it under
-a name. Protocols are data: a new one is one more entry in `PROTOCOLS`, and only a new kind of
-measurement needs a function in `QUANTITIES`.
+One case is scored by any number of protocols at once: what they share (the joint histogram, the
+surfaces and their distances) is computed once, and only if one of them asks for it.
 """
 
 from __future__ import annotations
@@ -11,217 +9,186 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.errors import ConfigError
+from kdpipe.metrics.bands import Bands
 from kdpipe.metrics.case import LabelPair, Status, StructurePair
-from kdpipe.metrics.surface import check_spacing, max_hausdorff, pooled_hausdorff
+from kdpipe.metrics.elements import robust_hausdorff, surface_dice_at_tolerance
+from kdpipe.metrics.surface import assd, check_spacing, max_hausdorff, nsd, pooled_hausdorff
+from kdpipe.protocols import (
+    DEFAULT_TOLERANCE_MM,
+    QUANTITIES,
+    Metric,
+    Protocol,
+    Scoring,
+    direction,
+    get_protocol,
+    protocol_names,
+)
 
-Penalty = float | Literal["diagonal"]
+__all__ = [
+    "MEASURES",
+    "PROTOCOLS",
+    "Protocol",
+    "Score",
+    "Scoring",
+    "check_structures",
+    "direction",
+    "get_protocol",
+    "score_case",
+]
 
-
-@dataclass(frozen=True)
-class EmptyRule:
-    """Value of a metric where the structure is missing.
-
-    A number is used as it is (NaN: left out of means); `"diagonal"` is the diagonal of the whole
-    image, edge to edge, in the protocol's unit of distance.
-    """
-
-    missing_in_prediction: Penalty
-    missing_in_reference: Penalty
-    missing_in_both: Penalty
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of a protocol.
-
-    Attributes:
-        name: how tables call it.
-        quantity: what is measured where the structure is in both volumes; a key of `QUANTITIES`.
-        empty: what counts where it is not.
-        percentile: of the surface distances, in (0, 100]; NaN for a quantity that takes none.
-    """
-
-    name: str
-    quantity: str
-    empty: EmptyRule
-    percentile: float = math.nan
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown quantity or a percentile that does not fit it."""
-        where = f"metric {self.name!r}"
-        if self.quantity not in QUANTITIES:
-            hint = did_you_mean(self.quantity, QUANTITIES)
-            raise ConfigError(f"{where}: unknown quantity {self.quantity!r}; {hint}")
-        if QUANTITIES[self.quantity].is_distance:
-            if not 0 < self.percentile <= 100:
-                raise ConfigError(f"{where}: percentile {self.percentile} is not in (0, 100]")
-        elif not math.isnan(self.percentile):
-            raise ConfigError(f"{where}: {self.quantity!r} takes no percentile: leave it out")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A named way to score a case; tables quote `definition` in their captions.
-
-    Attributes:
-        name: value of the `protocol` column.
-        version: raised when a change of the entry changes numbers.
-        definition: one paragraph that a reader of a table needs.
-        metrics: the columns, in order.
-        distance_unit: `"mm"`, or `"voxel"` for papers that ignore the spacing.
-    """
-
-    name: str
-    version: int
-    definition: str
-    metrics: tuple[Metric, ...]
-    distance_unit: Literal["mm", "voxel"] = "mm"
+PROTOCOLS: dict[str, Protocol] = {name: get_protocol(name) for name in protocol_names()}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One value: `unit` is `"fraction"`, `"mm"` or `"voxel"`; `status` says what was missing."""
+    """One value; `status` says what was missing, whatever the protocol makes of it.
+
+    `unit` is ``fraction``, ``mm``, ``voxel`` or ``ml``.
+    """
 
     structure: str
     metric: str
+    protocol: str
     value: float
     unit: str
     status: Status
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A measurement of a structure that both volumes hold: (pair, percentile) -> value."""
+class _Pair(StructurePair):
+    """A structure whose bands, as its distances, are counted once for all metrics."""
 
-    measure: Callable[[StructurePair, float], float]
-    is_distance: bool
+    @cached_property
+    def counted(self) -> Bands:
+        return self.bands()
 
 
-QUANTITIES: dict[str, Quantity] = {
-    "dice": Quantity(lambda pair, _: pair.overlap.dice, is_distance=False),
-    "hausdorff_pooled": Quantity(
-        lambda pair, percentile: pooled_hausdorff(pair.distances, percentile), is_distance=True
-    ),
-    "hausdorff_max": Quantity(
-        lambda pair, percentile: max_hausdorff(pair.distances, percentile), is_distance=True
-    ),
+def _volume_error(pair: StructurePair) -> float:
+    reference, prediction = pair.overlap.reference, pair.overlap.prediction
+    return prediction / reference - 1 if reference else math.inf
+
+
+def _smoothed_dice(pair: StructurePair) -> float:
+    counts = pair.overlap
+    return (2 * counts.intersection + 1) / (counts.prediction + counts.reference + 1)
+
+
+def _false_volume_twice(pair: StructurePair) -> float:
+    counts = pair.overlap
+    total = counts.prediction + counts.reference
+    return 2 * (counts.prediction - counts.intersection) / total if total else math.nan
+
+
+def _band_error(pair: _Pair, band: str) -> float:
+    voxels, wrong = pair.counted[band]
+    return wrong / voxels if voxels else math.nan
+
+
+#: how each quantity of `kdpipe.protocols.QUANTITIES` is measured: (pair, parameter) -> value. The
+#: parameter is the metric's percentile, tolerance or band; for a volume the size of a voxel.
+MEASURES: dict[str, Callable[[_Pair, Any], float]] = {
+    "dice": lambda pair, _: pair.overlap.dice,
+    "dice_smoothed": lambda pair, _: _smoothed_dice(pair),
+    "iou": lambda pair, _: pair.overlap.iou,
+    "hausdorff_pooled": lambda pair, percentile: pooled_hausdorff(pair.distances, percentile),
+    "hausdorff_max": lambda pair, percentile: max_hausdorff(pair.distances, percentile),
+    "hausdorff_area": lambda pair, percentile: robust_hausdorff(pair.elements, percentile),
+    "assd": lambda pair, _: assd(pair.distances),
+    "nsd": lambda pair, tolerance: nsd(pair.distances, tolerance),
+    "nsd_area": lambda pair, tolerance: surface_dice_at_tolerance(pair.elements, tolerance),
+    "volume_error": lambda pair, _: _volume_error(pair),
+    "abs_volume_error": lambda pair, _: abs(_volume_error(pair)),
+    "false_volume_twice": lambda pair, _: _false_volume_twice(pair),
+    "reference_volume": lambda pair, voxel: pair.overlap.reference * voxel,
+    "band_error": _band_error,
 }
-
-_PENALISED = EmptyRule("diagonal", "diagonal", math.nan)
-_LEFT_OUT = EmptyRule(math.nan, math.nan, math.nan)
-_DICE_ZERO = EmptyRule(0.0, 0.0, math.nan)
-
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="strict_mm",
-            version=1,
-            definition=(
-                "Dice and 95th percentile Hausdorff distances in mm on the native image grid, "
-                "between voxel centres of the face-connected surfaces: hd95_pooled is one "
-                "percentile over both directions, hd95_max the larger one of the two directed "
-                "percentiles. A structure missing in exactly one of prediction and reference "
-                "counts Dice 0 and HD95 = diagonal of the image; missing in both, it is left out."
-            ),
-            metrics=(
-                Metric("dice", "dice", _DICE_ZERO),
-                Metric("hd95_pooled", "hausdorff_pooled", _PENALISED, 95.0),
-                Metric("hd95_max", "hausdorff_max", _PENALISED, 95.0),
-            ),
-        ),
-        Protocol(
-            name="medpy",
-            version=1,
-            definition=(
-                "medpy.metric.binary dc and hd95 (connectivity 1, spacing given, mm): one 95th "
-                "percentile over the surface distances of both directions. HD95 is left out where "
-                "the structure is missing in prediction or reference (medpy raises there); Dice "
-                "is left out where it is missing in both."
-            ),
-            metrics=(
-                Metric("dice", "dice", _DICE_ZERO),
-                Metric("hd95_pooled", "hausdorff_pooled", _LEFT_OUT, 95.0),
-            ),
-        ),
-        Protocol(
-            name="monai",
-            version=1,
-            definition=(
-                "MONAI DiceMetric and compute_hausdorff_distance(percentile=95, spacing given, "
-                "mm): the larger one of the two directed 95th percentiles. HD95 is NaN and left "
-                "out where the structure is missing in prediction or reference, so that a missed "
-                "organ does not count; Dice is left out where it is missing in the reference."
-            ),
-            metrics=(
-                Metric("dice", "dice", EmptyRule(0.0, math.nan, math.nan)),
-                Metric("hd95_max", "hausdorff_max", _LEFT_OUT, 95.0),
-            ),
-        ),
-    )
-}
-
-
-def get_protocol(name: str) -> Protocol:
-    """Return the protocol called `name`; ConfigError with the valid names if there is none."""
-    if name not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {name!r}; {did_you_mean(name, PROTOCOLS)}")
-    return PROTOCOLS[name]
 
 
 def score_case(
     reference: np.ndarray,
     prediction: np.ndarray,
     spacing_mm: Sequence[float],
-    structures: Mapping[str, tuple[int, ...]],
-    protocol: Protocol | str,
+    structures: Mapping[str, Sequence[int]],
+    protocols: Scoring | str | Sequence[Scoring | str],
+    tolerances_mm: Mapping[str, float] | None = None,
 ) -> list[Score]:
-    """Score one case: every structure with every metric of the protocol, in that order.
+    """Score one case: by each protocol every structure with every metric, in that order.
 
     Args:
         reference: integer labels in [0, 65535], shape `S` of 2 or 3 axes.
         prediction: likewise, same shape.
-        spacing_mm: distance between voxel centres along each axis of the arrays, in mm.
+        spacing_mm: distance between voxel centres along each axis of the arrays, in mm. Protocols
+            in voxels do not look at it.
         structures: name -> labels whose union is the structure.
-        protocol: a `Protocol` or the name of one.
+        protocols: a protocol or several, themselves or by name.
+        tolerances_mm: structure -> tolerance of the surface Dice, where a protocol leaves it to
+            the data set; 1 mm for others. In voxels for a protocol in voxels.
 
     Raises:
         ConfigError: unknown protocol; no structure; a structure without labels, with a repeated
             label or with one below 1.
         ValueError: volumes or spacing as `joint_histogram` and `surface_distances` say.
     """
-    protocol = get_protocol(protocol) if isinstance(protocol, str) else protocol
     check_structures(structures)
     spacing = check_spacing(spacing_mm, reference.ndim)
-    if protocol.distance_unit == "voxel":
-        spacing = (1.0,) * reference.ndim
-    labels = LabelPair(reference, prediction, spacing)
+    cases: dict[str, _Case] = {}
     scores = []
-    for name, ids in structures.items():
-        pair = StructurePair(labels, ids)
-        scores += [
-            _score(name, metric, pair, labels.diagonal, protocol.distance_unit)
-            for metric in protocol.metrics
-        ]
+    for scoring in as_scorings(protocols):
+        unit = scoring.distance_unit
+        if unit not in cases:
+            steps = spacing if unit == "mm" else (1.0,) * reference.ndim
+            cases[unit] = _Case(LabelPair(reference, prediction, steps, structures), structures)
+        scores += cases[unit].score(scoring, tolerances_mm or {})
     return scores
 
 
-def _score(
-    structure: str, metric: Metric, pair: StructurePair, diagonal: float, distance_unit: str
-) -> Score:
-    quantity = QUANTITIES[metric.quantity]
-    if pair.status == "ok":
-        value = quantity.measure(pair, metric.percentile)
-    else:
-        penalty: Penalty = getattr(metric.empty, pair.status)
-        value = diagonal if penalty == "diagonal" else float(penalty)
-    unit = distance_unit if quantity.is_distance else "fraction"
-    return Score(structure, metric.name, value, unit, pair.status)
+def as_scorings(protocols: Scoring | str | Sequence[Scoring | str]) -> tuple[Scoring, ...]:
+    """Return protocols that are given by name or themselves, one or several, as a tuple."""
+    if isinstance(protocols, Scoring | str):
+        protocols = (protocols,)
+    return tuple(get_protocol(p) if isinstance(p, str) else p for p in protocols)
+
+
+class _Case:
+    """The structures of a case in one unit of distance, shared by its protocols."""
+
+    def __init__(self, labels: LabelPair, structures: Mapping[str, Sequence[int]]) -> None:
+        self.labels = labels
+        self.pairs = {name: _Pair(labels, ids) for name, ids in structures.items()}
+
+    def score(self, scoring: Scoring, tolerances: Mapping[str, float]) -> list[Score]:
+        return [
+            self._score(scoring, metric, structure, tolerances)
+            for structure in self.pairs
+            for metric in scoring.metrics
+        ]
+
+    def _score(
+        self, scoring: Scoring, metric: Metric, structure: str, tolerances: Mapping[str, float]
+    ) -> Score:
+        pair, unit = self.pairs[structure], scoring.unit(metric)
+        if unit == "ml" and len(self.labels.spacing) == 2:
+            unit = "voxel"  # a slice has no volume
+        rule = "measured" if pair.status == "ok" else getattr(metric.empty, pair.status)
+        if rule == "measured":
+            tolerance = tolerances.get(structure, DEFAULT_TOLERANCE_MM)
+            value = MEASURES[metric.quantity](pair, self._parameter(metric, unit, tolerance))
+        else:
+            words = {"left_out": math.nan, "infinite": math.inf, "diagonal": self.labels.diagonal}
+            value = words[rule] if isinstance(rule, str) else rule
+        return Score(structure, metric.name, scoring.name, float(value), unit, pair.status)
+
+    def _parameter(self, metric: Metric, unit: str, tolerance: float) -> float | str | None:
+        if metric.tolerance_mm is not None:
+            return tolerance if metric.tolerance_mm == "card" else metric.tolerance_mm
+        if QUANTITIES[metric.quantity].unit == "volume":
+            return math.prod(self.labels.spacing) / 1000 if unit == "ml" else 1.0
+        return metric.percentile if metric.percentile is not None else metric.band
 
 
 def check_structures(structures: Mapping[str, Sequence[int]]) -> None:

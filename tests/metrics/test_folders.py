@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import SimpleITK as sitk
 
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.metrics import folders
-from kdpipe.metrics.folders import COLUMNS, evaluate_folders
-from kdpipe.metrics.protocol import score_case
+from kdpipe.metrics.folders import COLUMNS, PREPARED, evaluate_folders
+from kdpipe.metrics.labelmaps import LabelMap, read_label_map
+from kdpipe.metrics.protocol import get_protocol, score_case
 
 STRUCTURES = {"organ": (1,), "tumour": (2,), "whole": (1, 2)}
 SPACING_XYZ = (0.7, 0.8, 2.5)
@@ -69,6 +71,64 @@ def test_table_holds_what_score_case_says(study) -> None:
     values = table.pop("value")
     assert list(values) == pytest.approx([row[4] for row in expected], rel=1e-6)  # float32 header
     assert [tuple(row) for row in table.to_numpy()] == [row[:4] + row[5:] for row in expected]
+
+
+def test_several_protocols_are_scored_from_one_reading(study, monkeypatch) -> None:
+    read: list[Path] = []
+
+    def reader(path: Path, case: str) -> LabelMap:
+        read.append(path)
+        return read_label_map(path, case)
+
+    names = ["medpy", "transunet", "boundary_bands"]
+    alone = [evaluate_folders(*study, STRUCTURES, name) for name in names]
+    monkeypatch.setattr(folders, "read_label_map", reader)
+    together = evaluate_folders(*study, STRUCTURES, names)
+    assert len(read) == 2 * 3
+    assert list(together["case"]) == sorted(together["case"])
+    for name, table in zip(names, alone, strict=True):
+        same = together[together["protocol"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(same, table, check_exact=True)
+
+
+def _as_stored(path: Path, case: str) -> LabelMap:
+    return read_label_map(path, case)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_prepared_grid_is_scored_beside_the_native_one(study, tmp_path, workers) -> None:
+    cases = ("a", "b", "c.1")
+    for case in cases:  # coarser, and with other labels, so that no mix-up stays hidden
+        _write(tmp_path / "stored" / f"{case}.nii.gz", _labels(1, (3, 6, 5)), spacing=(2, 2, 2))
+        prediction = study[1] / PREPARED / f"{case}.nii.gz"
+        _write(prediction, _labels(2, (3, 6, 5)), spacing=(2, 2, 2))
+    stored = {
+        case: partial(_as_stored, tmp_path / "stored" / f"{case}.nii.gz", case) for case in cases
+    }
+    both = evaluate_folders(
+        *study, STRUCTURES, ["strict_mm", "acf_bckd"], prepared=stored, workers=workers
+    )
+    native = evaluate_folders(*study, STRUCTURES, "strict_mm")
+    coarse = evaluate_folders(
+        tmp_path / "stored", study[1] / PREPARED, STRUCTURES, "acf_bckd"
+    )  # by hand: the folders are scored as they are
+    assert list(both["case"]) == sorted(both["case"])
+    for name, expected in (("strict_mm", native), ("acf_bckd", coarse)):
+        same = both[both["protocol"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(same, expected, check_exact=True)
+    (study[1] / PREPARED / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"no prediction in .*prepared for 1 case: b\."):
+        evaluate_folders(*study, STRUCTURES, "acf_bckd", prepared=stored)
+
+
+def test_tolerances_are_of_the_structure(study) -> None:
+    tolerances = {"organ": 100.0, "whole": 0.1}
+    table = evaluate_folders(*study, STRUCTURES, "strict_mm", tolerances_mm=tolerances)
+    shares = table[table["metric"] == "nsd"].pivot(
+        index="case", columns="structure", values="value"
+    )
+    assert (shares["organ"] == 1).all()
+    assert (shares["tumour"] < 1).all()
 
 
 def test_csv_round_trips_to_the_bit_with_keys_first(study, tmp_path: Path) -> None:
@@ -193,7 +253,8 @@ def test_other_size_is_refused_with_both_values(study) -> None:
 
 def test_rounding_in_the_header_is_no_other_geometry(study) -> None:
     _write(study[1] / "a.nii.gz", _labels(3), origin=(-120.5 + 9e-3, 33.25, 801.0))
-    assert len(_evaluate(study, cases=["a"])) == 9
+    rows = len(STRUCTURES) * len(get_protocol("strict_mm").metrics)
+    assert len(_evaluate(study, cases=["a"])) == rows
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.9, -1])

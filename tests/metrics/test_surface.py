@@ -125,21 +125,6 @@ def test_masks_and_their_place_in_a_big_volume_do_not_matter(mask_pairs) -> None
         assert hd95_pooled(*fortran, spacing) == hd95_pooled(*inner, spacing)
 
 
-def test_transform_runs_in_the_box_of_both_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = []
-    transform = ndimage.distance_transform_edt
-
-    def spy(volume, **options):
-        shapes.append(volume.shape)
-        return transform(volume, **options)
-
-    monkeypatch.setattr(surface.ndimage, "distance_transform_edt", spy)
-    reference = _mask((200, 200, 200), slice(90, 95), slice(90, 95), slice(90, 95))
-    prediction = _mask((200, 200, 200), slice(92, 97), slice(90, 95), slice(90, 95))
-    assert hd95_max(reference, prediction, (1.0, 1.0, 1.0)) == 2.0
-    assert shapes == [(7, 5, 5), (7, 5, 5)]
-
-
 def test_an_empty_mask_is_infinitely_far() -> None:
     empty, mask = np.zeros((4, 4), dtype=bool), _mask((4, 4), slice(0, 2), 1)
     distances = surface_distances(empty, mask, (1.0, 1.0))

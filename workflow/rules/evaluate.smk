@@ -23,7 +23,8 @@ rule evaluate:
         runtime=grows(RESOURCES.evaluate.runtime),
     params:
         code=code("evaluate"),
+        prepared=of_cell("{prepared}"),  # labels on the network's grid, for protocols that want it
     shell:
         "exec python -m kdpipe evaluate --run {input.run} --cell {input.cell}"
         " --prediction {input.predictions} --split {input.split} --manifest {input.manifest}"
-        " --workers {threads} --out {output.scores} > {log} 2>&1"
+        " --prepared {params.prepared} --workers {threads} --out {output.scores} > {log} 2>&1"

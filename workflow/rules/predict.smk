@@ -1,4 +1,4 @@
-# Label maps of the test cases, on the native grid.
+# Label maps of the test cases, on the native grid; if a protocol wants it, on the prepared too.
 
 
 rule predict:
