@@ -16,6 +16,8 @@ from kdpipe.atomic import write_text
 from kdpipe.cards import Card, card_files, load_card
 from kdpipe.facts import method_facts, network_facts
 from kdpipe.presets import Preset, Standardize, Window
+from kdpipe.published_page import published_page
+from kdpipe.stats.literature import load_references
 
 Facts = dict[str, Any]
 
@@ -39,18 +41,21 @@ _MARKS = {"stated": "stated in the paper", "code": "read from public code", "our
 def write_pages(out: Path) -> list[Path]:
     """Write a page for each entry and an index into ``methods`` and ``networks`` below `out`.
 
-    The data sets share the page ``datasets.md``.
+    The data sets share the page ``datasets.md``, published tables the page ``published.md``.
 
     Returns:
-        The two indices and that page.
+        The two indices, then that of published tables and that of data sets.
     """
     methods = [method_facts(name) for name in discover.names("methods")]
     networks = [network_facts(name) for name in discover.names("nets")]
     datasets = out / "datasets.md"
+    published = out / "published.md"
     write_text(datasets, dataset_page([load_card(name) for name in sorted(card_files())]))
+    write_text(published, published_page(load_references()))
     return [
         _write(out / "methods", methods, method_page, method_index),
         _write(out / "networks", networks, network_page, network_index),
+        published,
         datasets,
     ]
 
