@@ -1,7 +1,6 @@
 """The tables of a study: from per-case scores and training facts to CSV, Markdown and LaTeX.
 
-Values are first averaged over the cases of each seed, then summarised over seeds: a row shows the
-mean and the standard deviation of the seeds' means (ddof 1; nothing where there is one seed).
+A row shows the mean and the standard deviation of the seeds' means, see `kdpipe.stats.summary`.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import pandas as pd
 
 from kdpipe.atomic import atomic_path, write_text
 from kdpipe.errors import DataError
-from kdpipe.metrics.protocol import PROTOCOLS
-from kdpipe.report.render import OVERALL, ROW, render_latex, render_markdown
+from kdpipe.protocols import BANDS, protocol_names
+from kdpipe.report.folds import with_all_folds
+from kdpipe.report.render import render_latex, render_markdown
+from kdpipe.stats.scores import CELL, INTEGERS, ROW, read_scores
+from kdpipe.stats.summary import summarise_scores
 
-CELL = [*ROW, "seed"]
 SPLIT = ["dataset", "split", "fold"]
-_INTEGERS = ("fold", "seed")
-_SCORES = [*CELL, "case", "structure", "metric", "protocol", "value", "unit", "status"]
 #: column -> where ``profile.json`` has it
 _COSTS = {
     "parameters": ("parameters",),
@@ -34,12 +33,10 @@ _COSTS = {
 }
 #: what not every machine can tell, a GPU's share for instance
 _OPTIONAL = {"cpu_mb", "gpu_ms", "gpu_mb"}
-_HIGHER_IS_BETTER = {"dice"}
-_MISSED = {"missing_in_prediction", "missing_in_reference"}
 
 
 def write_tables(run: dict[str, Any], out: Path) -> str:
-    """Write ``scores.csv``, ``results.csv``, ``results.md`` and ``results.tex`` into `out`.
+    """Write ``scores``, ``results``, ``wide`` (CSV) and ``results.md``, ``results.tex`` into `out`.
 
     Args:
         run: the study's name, its cells, each with its folder, the folder of its network's
@@ -57,13 +54,15 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
     results = summarise(scores, _collect_costs(run["cells"]))
     results["reading"] = results["method"].isin(run.get("readings", ()))
     results = results.merge(_collect_splits(run["cells"]), on=SPLIT, validate="many_to_one")
-    markdown = render_markdown(results, run["study"])
-    tables = {"scores.csv": scores, "results.csv": results}
+    shown = results[results["protocol"] != BANDS]
+    printed = with_all_folds(shown, scores)
+    markdown = render_markdown(printed, run["study"])
+    tables = {"scores.csv": scores, "results.csv": results, "wide.csv": widen(shown)}
     for name, table in tables.items():
         with atomic_path(out / name) as temporary:
             table.to_csv(temporary, index=False, na_rep="nan")
     write_text(out / "results.md", markdown)
-    write_text(out / "results.tex", render_latex(results, run["study"]))
+    write_text(out / "results.tex", render_latex(printed, run["study"]))
     written = "\n".join(f"  {out / name}" for name in (*tables, "results.md", "results.tex"))
     return f"{markdown}\nFiles:\n{written}"
 
@@ -72,36 +71,17 @@ def write_tables(run: dict[str, Any], out: Path) -> str:
 
 
 def _collect_scores(cells: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    tables, scored_by = [], dict[str, Path]()
+    tables, scored_by = [], dict[tuple[str, ...], Path]()
     for cell in cells:
         file = Path(cell["folder"]) / "metrics.csv"
-        table = _read_scores(file)
+        table = read_scores(file)
         _check_scores(table, file, _keys(cell))
-        scored_by |= {protocol: file for protocol in table["protocol"].unique()}
+        scored_by.setdefault(tuple(table["protocol"].unique()), file)
         tables.append(table)
     if len(scored_by) > 1:
-        named = "; ".join(f"{protocol} in {file}" for protocol, file in scored_by.items())
+        named = "; ".join(f"{', '.join(names)} in {file}" for names, file in scored_by.items())
         raise DataError(f"scores of different protocols do not compare: {named}. Evaluate again")
     return pd.concat(tables, ignore_index=True)
-
-
-def _read_scores(file: Path) -> pd.DataFrame:
-    """Read a ``metrics.csv``; all is text as it stands, but for the value, the fold and the seed.
-
-    Guessed types would make 1 of a case ``001`` and NaN of a structure ``NA``.
-    """
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: no table of scores ({error}). Evaluate the cell again") from error
-    if lacking := [name for name in _SCORES if name not in table]:
-        raise DataError(f"{file}: lacks the columns {', '.join(lacking)}. Evaluate the cell again")
-    for name, number in {"value": float, **dict.fromkeys(_INTEGERS, int)}.items():
-        try:
-            table[name] = [number(text) for text in table[name]]
-        except ValueError as error:
-            raise DataError(f"{file}: {name}: {error}. Evaluate the cell again") from error
-    return table
 
 
 def _check_scores(table: pd.DataFrame, file: Path, keys: dict[str, Any]) -> None:
@@ -114,15 +94,15 @@ def _check_scores(table: pd.DataFrame, file: Path, keys: dict[str, Any]) -> None
                 f"{file}: {key} is '{other.iloc[0]}' there and '{value}' in the study. "
                 "Evaluate the cell again"
             )
-    if (twice := table[table.duplicated(["case", "structure", "metric"])]).size:
+    if (twice := table[table.duplicated(["case", "structure", "metric", "protocol"])]).size:
         case, structure, metric = twice.iloc[0][["case", "structure", "metric"]]
         raise DataError(
             f"{file}: case {case}: {metric} of {structure} is there twice. Evaluate the cell again"
         )
-    if unknown := set(table["protocol"]) - PROTOCOLS.keys():
+    if unknown := set(table["protocol"]) - set(protocol_names()):
         raise DataError(
             f"{file}: unknown protocol {', '.join(sorted(unknown))}. Evaluate the cell again by "
-            f"one of {', '.join(PROTOCOLS)}"
+            f"one of {', '.join(protocol_names())}"
         )
 
 
@@ -177,49 +157,49 @@ def _look_up(facts: Any, path: Sequence[str]) -> float:
 
 def _keys(cell: dict[str, Any]) -> dict[str, Any]:
     """The cell's keys, of the types that `_read_scores` gives them."""
-    return {key: int(cell[key]) if key in _INTEGERS else str(cell[key]) for key in CELL}
+    return {key: int(cell[key]) if key in INTEGERS else str(cell[key]) for key in CELL}
 
 
 # numbers
 
 
 def summarise(scores: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell of the grid, structure and metric.
+    """Return one row a cell of the grid, structure and metric, with what its network costs.
 
     Args:
         scores: tidy table of `kdpipe.metrics.folders`, with the key columns `CELL`.
         costs: columns `CELL`, those of `_COSTS` and ``seconds``; one row a cell and seed.
 
     Returns:
-        Columns `ROW`, ``structure`` (`OVERALL` is the mean over structures), ``metric``,
-        ``protocol``, ``unit``, ``mean``, ``sd`` and ``n_seeds``; ``n_valid`` values and
-        ``n_missed`` structures over all seeds; ``gain`` over the undistilled student (positive is
-        better); ``n_cases`` scored; ``parameters``, ``macs``; ``cpu_ms``, ``gpu_ms`` (latency)
-        and ``cpu_mb``, ``gpu_mb`` (peak memory) of one window; ``training_seconds``.
+        The columns of `summarise_scores`, then ``parameters``, ``macs``; ``cpu_ms``, ``gpu_ms``
+        (latency) and ``cpu_mb``, ``gpu_mb`` (peak memory) of one window; ``training_seconds``.
 
     Raises:
         DataError: a cell is there twice, or has scores but no costs or the reverse; a structure
             is called `OVERALL`.
     """
     _check_cells(scores, costs)
-    groups = _per_seed(scores).groupby(
-        [*ROW, "structure", "metric", "protocol", "unit"], sort=False
-    )
-    results = groups.agg(
-        mean=("value", "mean"),
-        sd=("value", "std"),
-        n_seeds=("seed", "nunique"),
-        n_valid=("n_valid", "sum"),
-        n_missed=("n_missed", "sum"),
-    ).reset_index()
-    results["gain"] = _gain(results)
-    cases = scores.groupby(ROW, sort=False).agg(n_cases=("case", "nunique"))
     cost = costs.groupby(ROW, sort=False).agg(
         **{name: (name, "first") for name in _COSTS},
         training_seconds=("seconds", "mean"),
     )
-    of_row = cases.join(cost, validate="one_to_one").reset_index()
-    return results.merge(of_row, on=ROW, how="left", validate="many_to_one")
+    results = summarise_scores(scores)
+    return results.merge(cost.reset_index(), on=ROW, how="left", validate="many_to_one")
+
+
+def widen(results: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a cell of the grid; a column of means and one of SDs for each metric.
+
+    The columns are called ``<protocol>.<metric>.<structure>.mean`` and ``.sd``.
+    """
+    values = results.melt(
+        [*ROW, "protocol", "metric", "structure"], ["mean", "sd"], var_name="statistic"
+    )
+    parts = (values[name] for name in ("protocol", "metric", "structure", "statistic"))
+    values["column"] = [".".join(names) for names in zip(*parts, strict=True)]
+    wide = values.pivot(index=ROW, columns="column", values="value")
+    costs = results.groupby(ROW, sort=False)[[*_COSTS, "training_seconds"]].first()
+    return costs.join(wide[list(dict.fromkeys(values["column"]))]).reset_index()
 
 
 def _check_cells(scores: pd.DataFrame, costs: pd.DataFrame) -> None:
@@ -233,39 +213,9 @@ def _check_cells(scores: pd.DataFrame, costs: pd.DataFrame) -> None:
         raise DataError(
             f"{_name(alone)}: has {has}. Are the keys of its metrics.csv those of the study?"
         )
-    if (scores["structure"] == OVERALL).any():
-        raise DataError(
-            f"{_name(scores[scores['structure'] == OVERALL])}: a structure is called {OVERALL!r}, "
-            "which is the mean over structures here. Rename it in the data set's card"
-        )
 
 
 def _name(cells: pd.DataFrame) -> str:
     """The first of the cells, for a message."""
     first = cells.iloc[0]
     return "cell " + ", ".join(f"{key} {first[key]}" for key in CELL if first[key] != "")
-
-
-def _per_seed(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean over cases for each seed and structure, and over structures as `OVERALL`."""
-    scores = scores.assign(missed=scores["status"].isin(_MISSED))
-    keys = [*CELL, "metric", "protocol", "unit"]
-    structures = scores.groupby([*keys, "structure"], sort=False).agg(
-        value=("value", "mean"), n_valid=("value", "count"), n_missed=("missed", "sum")
-    )
-    structures = structures.reset_index()
-    overall = structures.groupby(keys, sort=False).agg(
-        value=("value", "mean"), n_valid=("n_valid", "sum"), n_missed=("n_missed", "sum")
-    )
-    overall = overall.reset_index().assign(structure=OVERALL)
-    return pd.concat([structures, overall], ignore_index=True)
-
-
-def _gain(results: pd.DataFrame) -> pd.Series:
-    """Difference to the row of method ``none`` with the same student; NaN for teachers."""
-    same = ["dataset", "split", "fold", "student", "structure", "metric", "protocol"]
-    students = results["role"] == "student"
-    baseline = results[students & (results["method"] == "none")].set_index(same)["mean"]
-    against = baseline.reindex(pd.MultiIndex.from_frame(results[same])).to_numpy()
-    sign = np.where(results["metric"].isin(_HIGHER_IS_BETTER), 1.0, -1.0)
-    return pd.Series(sign * (results["mean"].to_numpy() - against)).where(students.to_numpy())

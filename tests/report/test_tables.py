@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pandas as pd
 import pytest
 
 from kdpipe.errors import DataError
-from kdpipe.metrics.protocol import PROTOCOLS
-from kdpipe.report.render import OVERALL
+from kdpipe.protocols import BANDS, get_protocol
 from kdpipe.report.tables import CELL, summarise, write_tables
+from kdpipe.stats.scores import OVERALL
+from kdpipe.tuning import TUNED
 
 #: method -> seed -> Dice of (case a liver, case b liver, case a spleen, case b spleen)
 DICE: dict[str, dict[int, tuple[float, ...]]] = {
@@ -148,10 +150,10 @@ def test_markdown_tables(run: dict[str, Any], tmp_path: Path) -> None:
     cost = ["1.500 M", "2.250 G", "123", "45.7"]
     # overall Dice of seeds 0 and 1: none 0.725, 0.76; kd 0.805, 0.825; HD95 = 10 (1 - Dice)
     assert tables["my_study"] == [
-        [*who, "Dice %", "HD95 max mm", "gain Dice", "missed", *COST],
-        ["big", "", "(teacher)", "93.50", "0.65", "", "0", *cost],
-        ["tiny", "", "none", "74.25 ± 2.47", "2.58 ± 0.25", "+0.00", "2", *cost],
-        ["tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0", *cost],
+        [*who, "Dice %", "HD95 max mm", "gain Dice", "missed", "false", *COST],
+        ["big", "", "(teacher)", "93.50", "0.65", "", "0", "0", *cost],
+        ["tiny", "", "none", "74.25 ± 2.47", "2.58 ± 0.25", "+0.00", "2", "0", *cost],
+        ["tiny", "big", "kd", "81.50 ± 1.41", "1.85 ± 0.14", "+7.25", "0", "0", *cost],
     ]
     assert tables["Dice % by structure"] == [
         [*who, "liver", "spleen"],
@@ -165,8 +167,8 @@ def test_markdown_tables(run: dict[str, Any], tmp_path: Path) -> None:
         ["tiny", "", "none", "1.40 ± 0.14", "3.75 ± 0.35"],
         ["tiny", "big", "kd", "0.70 ± 0.28", "3.00 ± 0.00"],
     ]
-    assert "\nTest cases: 2. Mean ± sd over 2 seed(s) of the student;" in markdown
-    strict = PROTOCOLS["strict_mm"]
+    assert "\n2 test cases. Mean ± sd over 2 seeds of the student;" in markdown
+    strict = get_protocol("strict_mm")
     notes = f"\nProtocol strict_mm, version {strict.version}: {strict.definition}\n"
     assert markdown.index(notes) < markdown.index("## Dice")
 
@@ -177,14 +179,14 @@ def test_latex_tables(run: dict[str, Any], tmp_path: Path) -> None:
     tables = latex.split(r"\begin{table}")[1:]
     assert len(tables) == 3
     for table in tables:  # they float: each needs the definition
-        assert r"Protocol strict\_mm, version 1: Dice and 95th" in table
+        version = get_protocol("strict_mm").version
+        assert rf"Protocol strict\_mm, version {version}: " in table
         assert table.count(r"\\") == 4
-    assert r"\caption{my\_study. Test cases: 2. Mean $\pm$ sd over" in tables[0]
+    assert r"\caption{my\_study. 2 test cases. Mean $\pm$ sd over" in tables[0]
+    row_of_kd = r"tiny & big & kd & 81.50 $\pm$ 1.41 & 1.85 $\pm$ 0.14 & +7.25 & 0 & 0 & "
     cost = r"1.500 M & 2.250 G & 123 & 45.7 \\"
-    assert (
-        rf"tiny & big & kd & 81.50 $\pm$ 1.41 & 1.85 $\pm$ 0.14 & +7.25 & 0 & {cost}" in tables[0]
-    )
-    assert r"\begin{tabular}{lllllllllll}" in tables[0]
+    assert row_of_kd + cost in tables[0]
+    assert r"\begin{tabular}{llllllllllll}" in tables[0]
     assert r"\caption{my\_study: Dice \% by structure. Protocol" in tables[1]
     assert r"network & teacher & method & liver & spleen \\" in tables[1]
     assert r"tiny & big & kd & 0.70 $\pm$ 0.28 & 3.00 $\pm$ 0.00 \\" in tables[2]
@@ -229,7 +231,7 @@ def test_structures_and_cases_may_differ_between_data_sets(
     assert by_structure[0] == ["data", "network", "teacher", "method", "liver", "spleen"]
     assert by_structure[1] == ["other", "big", "", "(teacher)", "95.00", ""]
     assert by_structure[3] == ["mine", "tiny", "big", "kd", "93.00 ± 2.83", "70.00 ± 0.00"]
-    assert "Test cases: 1 to 2." in markdown
+    assert "1 to 2 test cases." in markdown
 
 
 def test_names_that_look_like_numbers_or_gaps_stay_text(
@@ -289,8 +291,90 @@ def test_a_structure_without_any_value_is_a_dash(run: dict[str, Any], tmp_path: 
     assert tables["Dice % by structure"][1][-2:] == ["96.00", "-"]
     assert tables["my_study"][1][3:5] == ["96.00", "9.00"]
     lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
-    spleen = next(line for line in lines if ",teacher,big,,,spleen,dice," in line)
-    assert ",strict_mm,fraction,nan,nan,1,0,0,nan,2,1500000," in spleen
+    spleen = next(line for line in lines if ",teacher,big,,,spleen,strict_mm,dice," in line)
+    assert ",strict_mm,dice,fraction,nan,nan,1,0,0,0,nan,nan,2,1500000," in spleen
+
+
+def test_the_mean_over_structures_is_taken_case_by_case(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    """So that it is the mean of what the comparisons pair."""
+    teacher = run["cells"][0]
+    edit_scores(teacher, value=["0.9", "1", "0.8", "1", "0.5", "1", "nan", "1"])
+    write_tables(run, tmp_path / "out")
+    overall = row(read_results(tmp_path / "out"), None, OVERALL, "dice")
+    assert overall["mean"] == pytest.approx(((0.9 + 0.5) / 2 + 0.8) / 2)
+
+
+def test_false_structures_are_counted_apart_from_missed_ones(
+    run: dict[str, Any], tmp_path: Path
+) -> None:
+    edit_scores(run["cells"][0], status=["missing_in_reference", *["ok"] * 7])
+    write_tables(run, tmp_path / "out")
+    overall = row(read_results(tmp_path / "out"), None, OVERALL, "dice")
+    assert (overall["n_missed"], overall["n_false"]) == (0, 1)
+
+
+def _add_scores(cell: dict[str, Any], **columns: Any) -> None:
+    """Repeat the cell's scores of Dice, with other values in `columns`."""
+    file = Path(cell["folder"]) / "metrics.csv"
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    more = table[(table["metric"] == "dice") & (table["protocol"] == "strict_mm")]
+    pd.concat([table, more.assign(**columns)]).to_csv(file, index=False)
+
+
+def test_each_protocol_has_tables_of_its_own(run: dict[str, Any], tmp_path: Path) -> None:
+    for cell in run["cells"]:
+        _add_scores(cell, protocol="monai", value="0.5")
+        _add_scores(cell, protocol=BANDS, metric="error_in_0_1", value="0.25")
+    write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "results.md").read_text()
+    strict, monai = re.split("^# Protocol ", markdown, flags=re.MULTILINE)[1:]
+    assert strict.startswith("strict_mm\n") and monai.startswith("monai\n")
+    assert "Protocol monai" not in strict and "| 50.00" not in strict
+    assert "Protocol monai, version" in monai and "81.50" not in monai and "| 50.00" in monai
+    latex = (tmp_path / "out" / "results.tex").read_text()
+    assert latex.count(r"\begin{table}") == 5
+    for text in (markdown, latex):
+        # errors by distance from the boundary are for a figure
+        assert "0_1" not in text and "25.00" not in text
+    assert BANDS in (tmp_path / "out" / "results.csv").read_text()
+
+
+def test_other_metrics_have_a_table_of_their_own(run: dict[str, Any], tmp_path: Path) -> None:
+    for cell in run["cells"]:
+        _add_scores(cell, metric="iou", value="0.5")
+        _add_scores(cell, metric="reference_ml", value="7", unit="ml")
+    write_tables(run, tmp_path / "out")
+    tables = markdown_tables((tmp_path / "out" / "results.md").read_text())
+    assert "IoU %" not in tables["my_study"][0]
+    further = tables["Further metrics"]
+    assert further[0] == ["network", "teacher", "method", "IoU %"]
+    assert further[3] == ["tiny", "big", "kd", "50.00 ± 0.00"]
+
+
+def test_gain_over_the_tuned_student(run: dict[str, Any], tmp_path: Path) -> None:
+    assert "gain tuned" not in write_tables(run, tmp_path / "out")
+    for cell in [cell for cell in run["cells"] if cell["method"] == "none"]:
+        folder = Path(cell["folder"]).with_name(f"tuned_{cell['seed']}")
+        shutil.copytree(cell["folder"], folder)
+        run["cells"].append(cell | {"folder": str(folder), "method": f"none{TUNED}"})
+        edit_scores(run["cells"][-1], method=f"none{TUNED}", value="0.8")
+    write_tables(run, tmp_path / "out")
+    main = markdown_tables((tmp_path / "out" / "results.md").read_text())["my_study"]
+    column = main[0].index("gain tuned")
+    assert [line[column] for line in main] == ["gain tuned", "", "-5.75", "+1.50", "+0.00"]
+
+
+def test_wide_table(run: dict[str, Any], tmp_path: Path) -> None:
+    write_tables(run, tmp_path / "out")
+    wide = pd.read_csv(tmp_path / "out" / "wide.csv", keep_default_na=False, na_values=["nan"])
+    assert wide["method"].tolist() == ["", "none", "kd"]
+    kd = wide.iloc[2]
+    assert kd["strict_mm.dice.liver.mean"] == pytest.approx(0.93)
+    assert kd["strict_mm.dice.liver.sd"] == pytest.approx(np.std([0.91, 0.95], ddof=1))
+    assert kd["strict_mm.hd95_max.mean.mean"] == pytest.approx(1.85)
+    assert kd["parameters"] == 1_500_000
 
 
 def test_another_protocol_brings_its_own_definition(run: dict[str, Any], tmp_path: Path) -> None:
@@ -299,21 +383,24 @@ def test_another_protocol_brings_its_own_definition(run: dict[str, Any], tmp_pat
     write_tables(run, tmp_path / "out")
     for name in ("results.md", "results.tex"):
         text = (tmp_path / "out" / name).read_text()
-        assert "Protocol monai, version 1: MONAI DiceMetric and compute" in text
+        assert f"Protocol monai, version {get_protocol('monai').version}: MONAI DiceMetric" in text
         assert "strict" not in text
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"protocol": "monai"}, "do not compare: strict_mm in .*kd_0.metrics.csv; monai in .*kd_1"),
+        (
+            {"protocol": "monai"},
+            "do not compare: strict_mm in .*teacher_big_0.metrics.csv; monai in .*kd_1",
+        ),
         ({"protocol": "mine"}, "metrics.csv: unknown protocol mine"),
         ({"method": "cwd"}, "kd_1.metrics.csv: method is 'cwd' there and 'kd' in the study"),
         ({"seed": "2"}, "kd_1.metrics.csv: seed is '2' there and '1' in the study"),
         ({"fold": "0.0"}, "metrics.csv: fold: invalid literal .* '0.0'"),
         ({"value": ""}, "metrics.csv: value: could not convert"),
         ({"case": "c"}, "case c: dice of liver is there twice"),
-        ({"structure": ["mean"] * 4 + ["x"] * 4}, "kd, seed 1: a structure is called 'mean'"),
+        ({"structure": ["mean"] * 4 + ["x"] * 4}, "mine: a structure is called 'mean'"),
     ],
 )
 def test_wrong_scores_are_named(
