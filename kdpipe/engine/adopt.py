@@ -45,7 +45,8 @@ def adopt(job: Job) -> None:
     )
     dice = validate(network.to(device).eval())
     log.info("taken over, validation Dice %.4f", dice)
-    rows = [{"epoch": 0, "step": 0, "seconds": 0.0, "validation_dice": dice}]
+    cost = {"seconds": 0.0, "energy_j": 0.0}
+    rows = [{"epoch": 0, "step": 0, **cost, "validation_dice": dice}]
     write_results(job, network.state_dict(), rows, best_epoch=0, dice=dice)
 
 

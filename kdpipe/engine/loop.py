@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdpipe.engine.device import autocast, compute_dtype
+from kdpipe.engine.energy import Spent
 from kdpipe.engine.optim import (
     build_critic_optimizer,
     build_optimizer,
@@ -70,6 +71,7 @@ class Trainer:
         batches: global step -> batches from there on, ``image (B, C, *S)``, ``label (B, *S)``.
         validate: network -> mean validation Dice in [0, 1].
         checkpoint: where to save and go on.
+        term_scale: factor on all terms of the method, beyond their own weights.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class Trainer:
         batches: Batches,
         validate: Callable[[nn.Module], float],
         checkpoint: Checkpoint,
+        term_scale: float = 1.0,
     ):
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = settings.epochs * steps_per_epoch
         self.student, self.teacher, self.method = student, teacher, method
         self.batches, self.validate, self.checkpoint = batches, validate, checkpoint
+        self.term_scale = term_scale
         self.segmentation_loss = SEGMENTATION_LOSSES[settings.segmentation_loss]
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
@@ -100,7 +104,7 @@ class Trainer:
             else None
         )
         self.step = 0
-        self.seconds = 0.0  # of the current epoch, over all interruptions
+        self.spent = Spent(self.device)  # in the current epoch, over all interruptions
         self.best = Best()
         self.rows: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
@@ -115,21 +119,20 @@ class Trainer:
         """
         if not self._resume():
             self._prefit()
-        saved = last = time.monotonic()
+        saved = time.monotonic()
+        self.spent.begin()
         report = ProgressReport("training, step", self.total_steps, self.step)
         with StopRequest() as stop, report:
             for batch in self.batches(self.step):
                 values = self._train_step(batch)
                 self.step += 1
                 report.advance(note=f"loss {values['loss']:.4f}")
-                now = time.monotonic()
-                self.seconds, last = self.seconds + now - last, now
                 if self.step % self.steps_per_epoch == 0:
                     self._end_epoch()
-                    last = time.monotonic()
-                if stop.received or now - saved >= self.checkpoint.every_seconds:
+                if stop.received or time.monotonic() - saved >= self.checkpoint.every_seconds:
+                    self.spent.add()
                     self.checkpoint.save(self._state())
-                    saved = now
+                    saved = time.monotonic()
                 if stop.received and self.step < self.total_steps:
                     raise Interrupted(
                         f"stopped by {stop.received} after step {self.step} of {self.total_steps}; "
@@ -156,10 +159,9 @@ class Trainer:
         image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
         with autocast(self.device, self.dtype):
             student, teacher = self.student(image), self._teach(image)
-            terms = {
-                "segmentation": self.segmentation_loss(student.logits, label),
-                **self.method(student, teacher, label, self._progress()),
-            }
+            terms = {"segmentation": self.segmentation_loss(student.logits, label)}
+            for name, term in self.method(student, teacher, label, self._progress()).items():
+                terms[name] = self.term_scale * term
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             found = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
@@ -227,8 +229,7 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         epoch = self.step // self.steps_per_epoch
-        row: dict[str, float] = {"epoch": epoch, "step": self.step}
-        row["seconds"] = round(self.seconds, 3)  # without validation
+        row = {"epoch": epoch, "step": self.step, **self.spent.take()}  # without validation
         row["learning_rate"] = self.optimizer.param_groups[0]["lr"]  # its pace is 1
         means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
         row |= means
@@ -241,7 +242,8 @@ class Trainer:
                 self.best = Best(dice, epoch, copy.deepcopy(network.state_dict()))
             logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, _described(means))
         self.rows.append(row)
-        self.sums, self.seconds, self.gradient_norms = {}, 0.0, {}
+        self.sums, self.gradient_norms = {}, {}
+        self.spent.begin()
 
     # saving and going on
 
@@ -264,7 +266,7 @@ class Trainer:
             "best": vars(self.best),
             "rows": self.rows,
             "sums": self.sums,
-            "seconds": self.seconds,
+            "spent": self.spent.state(),
             "gradient_norms": self.gradient_norms,
         }
 
@@ -277,7 +279,7 @@ class Trainer:
             part.load_state_dict(state["parts"][name])
         self.step, self.best = state["step"], Best(**state["best"])
         self.rows, self.sums = state["rows"], state["sums"]
-        self.seconds = state["seconds"]
+        self.spent.load(state["spent"])
         self.gradient_norms = state["gradient_norms"]
         logger.info("going on after step %d of %d", self.step, self.total_steps)
         return True

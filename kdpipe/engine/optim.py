@@ -40,7 +40,10 @@ def build_optimizer(
     ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=True
+            groups,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
         )
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
@@ -70,8 +73,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: Training, done
 
 def learning_rate(settings: Training, done: float) -> float:
     """Return the learning rate when the share `done` in [0, 1) of all steps is behind."""
+    first, last = settings.learning_rate, settings.final_learning_rate
     if settings.schedule == "poly":
-        return settings.learning_rate * (1.0 - done) ** 0.9
+        return last + (first - last) * (1.0 - done) ** 0.9
     if settings.schedule == "cosine":
-        return settings.learning_rate * 0.5 * (1.0 + math.cos(done * math.pi))
-    return settings.learning_rate
+        return last + (first - last) * 0.5 * (1.0 + math.cos(done * math.pi))
+    return first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import math
 import resource
 import statistics
 import time
@@ -13,10 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdpipe.engine.device import keep_freed_memory, return_freed_memory
+from kdpipe.engine.device import keep_freed_memory, processor, return_freed_memory
+from kdpipe.engine.energy import energy_counter
 from kdpipe.nets.base import check_patch, network_of
 from kdpipe.nets.cost import macs, parameters
 from kdpipe.provenance import environment
+
+_ENERGY_SECONDS = 2.0
+"""Counters of energy move about ten times a second."""
 
 
 def profile(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +33,8 @@ def profile(run: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         JSON-serialisable: ``parameters``; ``macs``; ``patch``; ``cpu`` and, where there is a GPU,
         ``cuda`` (else None), each with ``latency_ms`` (median), ``latencies_ms`` and ``peak_mb``,
-        the memory that a forward pass takes beside the loaded network; and the environment.
+        the memory that a forward pass takes beside the loaded network, ``cuda`` also with
+        ``energy_j`` of a pass, None where the GPU does not count; and the environment.
 
     Raises:
         ConfigError: the network cannot be built, or the patch does not fit it.
@@ -45,7 +50,7 @@ def profile(run: Mapping[str, Any]) -> dict[str, Any]:
         on_gpu = None
         if torch.cuda.is_available():
             on_gpu = _on_gpu(network.cuda(), torch.zeros(shape, device="cuda"), run["repeats"])
-    on_cpu |= {"threads": run["threads"], "processor": _processor()}
+    on_cpu |= {"threads": run["threads"], "processor": processor()}
     return {**facts, "cpu": on_cpu, "cuda": on_gpu, "environment": environment()}
 
 
@@ -70,7 +75,23 @@ def _on_gpu(network: nn.Module, image: Tensor, repeats: int) -> dict[str, Any]:
     return _timed(forward, repeats) | {
         "peak_mb": round(peak, 1),
         "device": torch.cuda.get_device_name(),
+        "energy_j": _energy(forward, energy_counter(torch.device("cuda", 0))),
     }
+
+
+def _energy(forward: Callable[[], Any], read: Callable[[], float]) -> float | None:
+    """Return the joules of one pass, measured over `_ENERGY_SECONDS`; None where none are counted.
+
+    The counter is of the whole GPU, what it uses at rest included.
+    """
+    if math.isnan(read()):
+        return None
+    start, before, passes = time.perf_counter(), read(), 0
+    while not passes or time.perf_counter() - start < _ENERGY_SECONDS:
+        forward()
+        passes += 1
+    spent = (read() - before) / passes
+    return None if math.isnan(spent) else float(f"{spent:.4g}")
 
 
 def _timed(forward: Callable[[], Any], repeats: int) -> dict[str, Any]:
@@ -107,11 +128,3 @@ def _peak_resident_mb(forward: Callable[[], Any]) -> float | None:
 def _status_kb(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

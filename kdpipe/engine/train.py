@@ -18,19 +18,17 @@ from torch.utils.data import DataLoader
 from kdpipe import discover
 from kdpipe.composition import needs_teacher
 from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
-from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.engine.device import compute_dtype, pick_device
-from kdpipe.engine.jobs import Job, write_results
+from kdpipe.engine.jobs import Job, training_digest, write_lost, write_results
 from kdpipe.engine.loop import Learner, Trainer
 from kdpipe.engine.state import Checkpoint
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.engine.validate import Validator
-from kdpipe.errors import ConfigError
+from kdpipe.errors import ConfigError, TrainingDiverged
 from kdpipe.infer.model import TrainedModel, load_model
 from kdpipe.methods.base import Context, Distiller, TapSpec
 from kdpipe.nets.base import check_patch, network_of, network_stages
-from kdpipe.provenance import digest, file_digest
 from kdpipe.settings import Training
 from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 
@@ -42,10 +40,17 @@ def train(job: Job) -> None:
         ConfigError: the method needs a teacher and none is given, or the patch does not fit.
         DataError: a prepared case or the teacher's file cannot be used.
         Interrupted: stopped by a signal, with a checkpoint.
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: the loss is not finite. A trial of a budget is lost instead.
     """
     trainer = _assemble(job, pick_device())
-    best = trainer.run()
+    try:
+        best = trainer.run()
+    except TrainingDiverged as error:
+        if not job.is_trial:
+            raise
+        write_lost(job, trainer.rows, str(error))
+        trainer.checkpoint.remove()
+        return
     write_results(job, best.weights, trainer.rows, best.epoch, best.dice)
     trainer.checkpoint.remove()
 
@@ -85,7 +90,8 @@ def _assemble(job: Job, device: torch.device) -> Trainer:
             settings.validation_overlap,
             compute_dtype(settings.precision, device),
         ),
-        Checkpoint(job.state, _state_digest(job), job.checkpoint_seconds),
+        Checkpoint(job.state, training_digest(job), job.checkpoint_seconds),
+        run["method"].get("scale", 1.0),
     )
 
 
@@ -170,11 +176,3 @@ def _batches(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # the global one belongs to the networks
     )
-
-
-def _state_digest(job: Job) -> str:
-    """Whatever this names, a checkpoint may be continued only if it was the same."""
-    teacher = file_digest(job.teacher) if job.teacher else None
-    used = (*job.split["train"], *job.split["val"])
-    data = [StoredCase(job.store / case).geometry["digest"] for case in used]
-    return digest(job.run, job.preparation, job.split, job.code, teacher, data)

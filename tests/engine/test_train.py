@@ -22,6 +22,8 @@ from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.model import load_model
 from kdpipe.provenance import digest
 
+COST = ["seconds", "energy_j"]
+
 
 @pytest.fixture(scope="module")
 def teacher(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,6 +47,8 @@ def test_a_cell_leaves_model_facts_and_history(store: Path, tmp_path: Path, teac
     history = pd.read_csv(tmp_path / "train.csv")
     assert {"segmentation", "cwd", "gradient_norm_cwd", "validation_dice"} <= set(history)
     assert found["validation_dice"] == history["validation_dice"].max()
+    assert found["seconds"] == pytest.approx(history["seconds"].sum(), abs=0.1)
+    assert found["hardware"]["cpu"] and "energy_j" in found
     assert not job.state.exists()
 
 
@@ -181,7 +185,9 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bits(
 
     assert disturbed.weights() == undisturbed.weights()
     histories = [
-        pd.read_csv(command.folder / "train.csv").drop(columns="seconds")
+        pd.read_csv(command.folder / "train.csv").drop(
+            columns=["seconds", "energy_j"], errors="ignore"
+        )
         for command in (disturbed, undisturbed)
     ]
     pd.testing.assert_frame_equal(*histories, check_exact=True)
