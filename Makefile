@@ -6,11 +6,11 @@ READY := $(VENV)/.installed
 
 .PHONY: demo test lint docs clean
 
-## demo: the default study (generated CT phantoms, CPU, offline), then its table
+## demo: the default study (generated CT phantoms, CPU, offline), then its decisions
 demo: $(READY)
 	$(BIN)/snakemake --cores all
-	@cat results/tables/phantom/results.md
-	@echo "Files:" && ls results/tables/phantom/*.csv results/tables/phantom/*.md results/tables/phantom/*.tex
+	@cat results/tables/phantom/comparisons.md
+	@echo "Report: results/reports/phantom.html"
 
 ## test: linters, type checks, then all tests
 test: lint

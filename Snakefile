@@ -11,10 +11,16 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/configure.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/tune.smk"
 include: "workflow/rules/profile.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+
+
+# hours and disk of what starts now; `kdpipe plan` says it at any time
+onstart:
+    shell("printf '%s' {CONFIGURED:q} | python -m kdpipe plan /dev/stdin >&2")
 
 
 localrules:
@@ -31,6 +37,7 @@ rule all:
     default_target: True
     input:
         TABLES,
+        PATHS.report(STUDY.study),
 
 
 rule data:

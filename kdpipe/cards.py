@@ -6,7 +6,7 @@ images are prepared. The pipeline has no other knowledge of a data set and no Py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -17,6 +17,7 @@ from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.labels import Labels
 from kdpipe.layouts import Layout
 from kdpipe.presets import Preset
+from kdpipe.protocols import DEFAULT_TOLERANCE_MM
 from kdpipe.schema import Strict, explain
 from kdpipe.sources import Access, Archive, Generator, Licence, Source
 from kdpipe.splits import Split, n_folds
@@ -55,8 +56,17 @@ class Metrics(Strict):
     """How the data set's own papers and challenge score."""
 
     protocols: tuple[str, ...] = Field((), description="named metric protocols that papers use")
-    tolerances_mm: dict[str, float] = Field({}, description="of the surface Dice, by structure")
+    tolerance_mm: float = Field(
+        DEFAULT_TOLERANCE_MM, gt=0, description="of the surface Dice, for all other structures"
+    )
+    tolerances_mm: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="of the surface Dice, by structure"
+    )
     note: str | None = None
+
+    def tolerances_of(self, structures: Iterable[str]) -> dict[str, float]:
+        """Return structure -> tolerance of the surface Dice in mm (voxels without a spacing)."""
+        return {name: self.tolerances_mm.get(name, self.tolerance_mm) for name in structures}
 
 
 class Card(Strict):

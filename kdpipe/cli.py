@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # it tells everybody its threads
     try:
         given.command(given)
     except KdpipeError as error:
@@ -99,6 +100,13 @@ def build_parser() -> argparse.ArgumentParser:
         train.add_argument("--loaders", type=int, default=0, help="processes that load data")
         if name == "distill":
             _path(train, "--teacher", "model.pt of the teacher", required=False)
+            _path(train, "--choice", "choice.json with the settings of a tuned one", required=False)
+            _paths(train, "--trained", "folders of trainings; taken over if it is the same")
+
+    choose = _add(commands, "choose", stages.run_choose, "choose the best trial of a method")
+    _path(choose, "--run", "run.json with the settings of all trials")
+    _paths(choose, "--facts", "model.json of each trial, in their order")
+    _path(choose, "--out", "choice.json to write")
 
     cost = _add(commands, "profile", stages.run_profile, "measure what a network costs")
     _path(cost, "--run", "run.json of the network: what it is, its patch")
@@ -126,6 +134,41 @@ def build_parser() -> argparse.ArgumentParser:
     tables = _add(commands, "tables", stages.run_tables, "turn scores into the tables of a study")
     _path(tables, "--run", "run.json of the tables")
     _path(tables, "--out", "folder for results.csv, scores.csv, results.md and results.tex")
+
+    compare = _add(commands, "compare", stages.run_compare, "test which method is better")
+    _path(compare, "--run", "run.json of the tables")
+    _path(compare, "--tables", "folder written by tables; comparisons and claim.json are added")
+
+    verify = _add(commands, "verify", stages.run_verify, "recompute the numbers of a claim.json")
+    verify.add_argument("claim", type=Path, help="claim.json of a study")
+    _path(verify, "--scores", "scores.csv, if it is not beside the claim", required=False)
+
+    figures = _add(commands, "figures", stages.run_figures, "draw the figures of a study")
+    _path(figures, "--run", "run.json of the tables")
+    _path(figures, "--tables", "folder written by tables and compare")
+    _path(figures, "--out", "folder of figures to write (SVG, PNG, and an index)")
+
+    overlays = _add(
+        commands, "overlays", stages.run_overlays, "draw contours on slices of worst to best cases"
+    )
+    _path(overlays, "--run", "run.json of the tables")
+    _path(overlays, "--tables", "folder written by tables")
+    _path(overlays, "--out", "folder of pictures to write (PNG, and an index)")
+
+    report = _add(commands, "report", stages.run_report, "write the report of a study, one file")
+    _path(report, "--run", "run.json of the tables")
+    _path(report, "--tables", "folder written by tables and compare")
+    _path(report, "--figures", "folder written by figures")
+    _path(report, "--overlays", "folder written by overlays")
+    _path(report, "--out", "report (HTML) to write")
+
+    plan = _add(
+        commands, "plan", stages.run_plan, "say what a study can show and cost, before it starts"
+    )
+    plan.add_argument("files", nargs="+", metavar="FILE", help="config.yaml, then overlays")
+    plan.add_argument(
+        "--tflops", type=float, default=10.0, help="sustained speed of a GPU (default 10)"
+    )
 
     listing = _add(commands, "list", stages.run_list, "show what can stand in a configuration")
     listing.add_argument("what", choices=("methods", "nets", "datasets", "studies", "protocols"))
@@ -159,13 +202,27 @@ def _add_evaluate(commands: Any) -> None:
     _path(evaluate, "--out", "tidy table to write (CSV)")
     _path(evaluate, "--reference", "folder of reference label maps", required=False)
     _path(evaluate, "--labels", "YAML file: structure name: label or [labels]", required=False)
-    evaluate.add_argument("--protocol", help="named metric protocol (default strict_mm)")
+    evaluate.add_argument(
+        "--protocol",
+        action="append",
+        metavar="NAME",
+        help="metric protocol, see 'kdpipe list protocols' (default strict_mm); repeatable",
+    )
+    evaluate.add_argument(
+        "--tolerance",
+        dest="tolerances",
+        action="append",
+        default=[],
+        metavar="STRUCTURE=MM",
+        help="tolerance of the surface Dice (default 1 mm); repeatable",
+    )
     evaluate.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     graph = evaluate.add_argument_group("instead of --reference and --labels, within a study")
     _path(graph, "--run", "run.json of the evaluation", required=False)
     _path(graph, "--cell", "run.json of the cell; its keys become columns", required=False)
     _path(graph, "--manifest", "table of cases from fetch", required=False)
     _path(graph, "--split", "split.json; its test cases are scored", required=False)
+    _path(graph, "--prepared", "folder written by prepare, for its grid", required=False)
 
 
 def _add(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
@@ -176,3 +233,7 @@ def _add(commands: Any, name: str, function: Any, text: str) -> argparse.Argumen
 
 def _path(parser: Any, flag: str, text: str, required: bool = True) -> None:
     parser.add_argument(flag, type=Path, required=required, metavar="PATH", help=text)
+
+
+def _paths(parser: Any, flag: str, text: str) -> None:
+    parser.add_argument(flag, type=Path, nargs="*", default=[], metavar="PATH", help=text)

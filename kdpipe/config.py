@@ -24,7 +24,8 @@ from kdpipe.presets import Preset
 from kdpipe.provenance import digest
 from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
-from kdpipe.settings import Evaluation, Inference, Profile, TrainingRoles
+from kdpipe.settings import Evaluation, Inference, Profile, Search, Statistics, TrainingRoles
+from kdpipe.tuning import is_reserved
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -121,9 +122,14 @@ class Study(Strict):
     methods: tuple[Entry, ...] = Field(description="'none' is added where it is missing")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     teacher_seed: int = Field(0, ge=0, description="all students learn from this one training")
+    budget: int = Field(
+        0, ge=0, description="trials of each method, 'none' included, on validation data; 0: none"
+    )
+    search: Search = Search()
     training: TrainingRoles = TrainingRoles()
     inference: Inference = Inference()
     evaluation: Evaluation = Evaluation()
+    statistics: Statistics = Statistics()
     profile: Profile = Profile()
     resources: Resources = Resources()
 
@@ -141,6 +147,16 @@ class Study(Strict):
                     f"methods: 'none' is the undistilled student, by name and by label; found "
                     f"{entry.name!r} as {entry.label!r}"
                 )
+            if is_reserved(entry.label):
+                raise ValueError(
+                    f"methods: in the label {entry.label!r}, '+trial' and '+tuned' are what kdpipe "
+                    "calls the trials of a budget; give the method another label with 'as:'"
+                )
+        if self.budget == 1:
+            raise ValueError(
+                "budget: the first trial is the method as configured, so 1 tries nothing; "
+                "write 2 or more, or 0"
+            )
         _no_repeats("datasets", [use.name for use in self.datasets], "name each once")
         _no_repeats("seeds", list(self.seeds), "name each once")
         return self
@@ -199,7 +215,9 @@ def read_study(*files: Path | str) -> Study:
     for file in files:
         try:
             content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+        except yaml.YAMLError as error:
             raise ConfigError(f"{file}: not readable as YAML: {error}") from None
         _merge(merged, content)
     return load_study(merged, " + ".join(map(str, files)))
@@ -252,6 +270,14 @@ def _check_preset(study: Study, use: DatasetUse) -> None:
         raise ConfigError(f"datasets.{use.name}.preset: {error}") from None
     for entry in (*study.teachers, *study.students):
         discover.check_dims(entry.name, len(preset.patch))
+    for role in ("teacher", "student"):
+        turns = getattr(study.training, role).augmentation.rotate90_probability
+        if turns and preset.patch[0] != preset.patch[1]:
+            raise ConfigError(
+                f"training.{role}.augmentation.rotate90_probability: a quarter turn of a patch of "
+                f"{' x '.join(map(str, preset.patch))} (data set {use.name}) does not fit; set it "
+                "to 0, or take a preset whose first two sides are equal"
+            )
 
 
 def json_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
 from kdpipe.facts import method_facts, network_facts
+from kdpipe.protocols import get_protocol, protocol_names
 from kdpipe.provenance import environment
 
 _STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
@@ -29,15 +31,22 @@ def catalogue(what: str, cards: Sequence[str] = ()) -> list[dict[str, Any]]:
         return [_dataset(name, cards) for name in sorted(card_files(cards))]
     if what == "studies":
         return [
-            {"name": file.stem, "summary": _first_comment(file), "file": str(file)}
+            {"name": file.stem, "summary": _first_sentence(file), "file": str(file)}
             for file in sorted(_STUDIES.glob("*.yaml"))
         ]
-    from kdpipe.metrics.protocol import PROTOCOLS
+    return [_protocol(name) for name in protocol_names()]
 
-    return [
-        {"name": protocol.name, "version": protocol.version, "summary": protocol.definition}
-        for protocol in PROTOCOLS.values()
-    ]
+
+def _protocol(name: str) -> dict[str, Any]:
+    protocol = get_protocol(name)
+    facts = protocol.model_dump(
+        mode="json", include={"version", "grid", "distance_unit", "paper", "internal", "source"}
+    )
+    metrics = {
+        metric.name: {"unit": protocol.unit(metric), "direction": protocol.direction(metric.name)}
+        for metric in protocol.metrics
+    }
+    return {"name": name, "summary": protocol.definition, **facts, "metrics": metrics}
 
 
 def _dataset(name: str, cards: Sequence[str]) -> dict[str, Any]:
@@ -54,11 +63,13 @@ def _dataset(name: str, cards: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _first_comment(file: Path) -> str:
-    line = file.read_text(encoding="utf-8").partition("\n")[0]
-    if line.startswith("#"):
-        return line.lstrip("# ")
-    return str((yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("study", file.stem))
+def _first_sentence(file: Path) -> str:
+    """Of the comment that a study begins with; its name if there is none."""
+    text = file.read_text(encoding="utf-8")
+    comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    if said := " ".join(line.lstrip("# ") for line in comment):
+        return said.partition(". ")[0].rstrip(".")
+    return str((yaml.safe_load(text) or {}).get("study", file.stem))
 
 
 def diagnosis() -> dict[str, str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 FOLD = "{dataset}/{split}/fold{fold}"
 TEACHER = FOLD + "/teachers/{teacher}/seed{seed}"
-STUDENT = FOLD + "/students/{teacher}/{student}/{method}/seed{seed}"
+ARM = FOLD + "/students/{teacher}/{student}/{method}"
+STUDENT = ARM + "/seed{seed}"
 #: stands for the teacher in the path of a method that needs none
 NO_TEACHER = "no_teacher"
 
@@ -24,9 +25,15 @@ WILDCARDS = {
     "student": r"[A-Za-z0-9_.+-]+",
     "method": r"[A-Za-z0-9_.+-]+",
     "cell": r".+/(?:teachers|students)/.+/seed\d+",
+    "arm": r".+/students/.+\+tuned",
     "profile": r".+/profiles/(?:teachers|students)/[A-Za-z0-9_.+-]+",
     "study": r"[A-Za-z0-9_.-]+",
 }
+
+#: students as configured, in one trial of a budget, with the settings that were chosen
+DEFAULT_STUDENT = r".+/students/(?!.*\+(?:trial\d+|tuned)/seed\d+(?:/|$)).+/seed\d+"
+TRIAL_STUDENT = r".+/students/.+\+trial\d+/seed\d+"
+TUNED_STUDENT = r".+/students/.+\+tuned/seed\d+"
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,10 @@ class Paths:
         """Cell of a distilled student."""
         return f"{self.results_root}/{_fill(STUDENT, keys)}"
 
+    def arm(self, **keys: object) -> str:
+        """Folder of a distilled student's cells, one a seed."""
+        return f"{self.results_root}/{_fill(ARM, keys)}"
+
     def stage(self, dataset: str = "{dataset}", stage: str = "{stage}") -> str:
         """Folder of a data set's settings for prediction or evaluation."""
         return f"{self.results_root}/{dataset}/{stage}"
@@ -71,6 +82,18 @@ class Paths:
     def tables(self, study: str = "{study}") -> str:
         """Folder of a study's tables."""
         return f"{self.results_root}/tables/{study}"
+
+    def figures(self, study: str = "{study}") -> str:
+        """Folder of a study's figures."""
+        return f"{self.results_root}/figures/{study}"
+
+    def overlays(self, study: str = "{study}") -> str:
+        """Folder of a study's pictures of single cases."""
+        return f"{self.results_root}/overlays/{study}"
+
+    def report(self, study: str = "{study}") -> str:
+        """The report of a study, one file."""
+        return f"{self.results_root}/reports/{study}.html"
 
 
 def _fill(template: str, keys: dict[str, object]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kdpipe.errors import ConfigError
 from kdpipe.intake import Intake
 from kdpipe.nnunet_plans import read_plans
 from kdpipe.paths import NO_TEACHER, Paths
+from kdpipe.tuning import label
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
 STAGE_MODULES = {
@@ -23,16 +24,24 @@ STAGE_MODULES = {
     "split": ("kdpipe.data.split",),
     "train": ("kdpipe.engine.train",),
     "adopt": ("kdpipe.engine.adopt",),
+    "choose": ("kdpipe.engine.choose",),
     "profile": ("kdpipe.engine.profile",),
     "predict": ("kdpipe.infer.predict",),
     "evaluate": ("kdpipe.metrics.folders",),
     "tables": ("kdpipe.report.tables",),
+    "compare": ("kdpipe.stats.write",),
+    "figures": ("kdpipe.figures.write",),
+    "overlays": ("kdpipe.overlays.write",),
+    "report": ("kdpipe.report.page.write",),
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained network of the grid. `student` and `method` are None for a teacher."""
+    """One trained network of the grid. `student` and `method` are None for a teacher.
+
+    Under a budget, `trial` > 0 is a training with other settings, and `tuned` one with the best.
+    """
 
     dataset: DatasetUse
     split: str
@@ -41,6 +50,8 @@ class Cell:
     teacher: Entry | None
     student: Entry | None = None
     method: Entry | None = None
+    trial: int = 0
+    tuned: bool = False
 
     @property
     def network(self) -> Entry:
@@ -70,7 +81,7 @@ class Cell:
             "role": self.role,
             "teacher": self.teacher.label if self.teacher else NO_TEACHER,
             "student": self.student.label if self.student else "",
-            "method": self.method.label if self.method else "",
+            "method": label(self.method.label, self.trial, self.tuned) if self.method else "",
             "seed": self.seed,
         }
 
@@ -85,6 +96,8 @@ class Plan:
         self.intake = Intake(study, self.cards, self.paths)
         self.presets = {use.name: study.preset(use) for use in study.datasets}
         self.cells = {self.folder(cell): cell for cell in self._all_cells()}
+        #: trained only to choose settings: neither predicted nor scored
+        self.trials = {self.folder(cell): cell for cell in self._all_trials()}
         self.profiles = {self.profile_folder(cell): cell for cell in self.cells.values()}
         self._uses = {use.name: use for use in study.datasets}
 
@@ -97,8 +110,16 @@ class Plan:
             for student in self.study.students:
                 for method in self.study.methods:
                     for teacher in self._teachers_of(method):
-                        for seed in self.study.seeds:
-                            yield Cell(use, split, fold, seed, teacher, student, method)
+                        for tuned in (False, True) if self.study.budget else (False,):
+                            for seed in self.study.seeds:
+                                cell = Cell(use, split, fold, seed, teacher, student, method)
+                                yield replace(cell, tuned=tuned)
+
+    def _all_trials(self) -> Iterator[Cell]:
+        for cell in self.cells.values():
+            if cell.tuned and cell.seed == self.study.seeds[0]:
+                for trial in range(1, self.study.budget):
+                    yield replace(cell, tuned=False, trial=trial)
 
     def folds(self) -> Iterator[tuple[DatasetUse, str, int]]:
         """Yield every (data set, split, fold) of the study."""
@@ -114,6 +135,28 @@ class Plan:
         """Folder of a cell."""
         keys = {key: value for key, value in cell.keys.items() if key != "role"}
         return self.paths.student(**keys) if cell.student else self.paths.teacher(**keys)
+
+    # trials of a budget
+
+    def arm(self, cell: Cell) -> str:
+        """Folder of all seeds of a student; a tuned one's choice of settings lies there."""
+        return self.paths.arm(**{key: cell.keys[key] for key in cell.keys if key != "role"})
+
+    @property
+    def choices(self) -> dict[str, Cell]:
+        """Folder of each tuned arm -> its first cell."""
+        return {self.arm(cell): cell for cell in reversed(self.cells.values()) if cell.tuned}
+
+    def trials_of(self, cell: Cell) -> list[str]:
+        """Folders of the trials that a tuned cell's settings are chosen from, trial 0 first."""
+        first = replace(cell, tuned=False, seed=self.study.seeds[0])
+        return [self.folder(replace(first, trial=i)) for i in range(self.study.budget)]
+
+    def same_seed(self, cell: Cell) -> list[str]:
+        """Folders of trainings that may be that of a tuned cell; the default's comes first."""
+        if cell.seed == self.study.seeds[0]:
+            return self.trials_of(cell)
+        return [self.folder(replace(cell, tuned=False))]
 
     def teacher_folder(self, cell: Cell) -> str | None:
         """Folder of the teacher that a student learns from."""
@@ -201,6 +244,8 @@ class Plan:
         if cell is not None:
             networks = {entry.name for entry in (cell.teacher, cell.student) if entry}
             modules += tuple(m for name in sorted(networks) for m in _network_modules(name))
+        if stage == "evaluate" and self.study.evaluation.on_prepared_grid:
+            modules += ("kdpipe.infer.references",)
         if cell is not None and stage == "train":
             method = cell.method or Entry(name="none")
             used = method_names(method.name, method.params)

@@ -16,6 +16,7 @@ from kdpipe.plan import Cell, Plan
 from kdpipe.provenance import file_digest
 from kdpipe.rules import Rules
 from kdpipe.splits import ImportedSplit
+from kdpipe.tuning import label, settings_of, with_settings
 
 Run = dict[str, Any]
 
@@ -28,16 +29,18 @@ def run_files(plan: Plan) -> dict[str, Run]:
         runs[paths.raw(use.name)] = _fetch_run(plan, use)
         runs[plan.prepared_of(use.name)] = _prepare_run(plan, use)
         runs[f"{plan.prepared_of(use.name)}/names"] = {"names": plan.cards[use.name].labels.raw}
-        runs[paths.stage(use.name, "predict")] = plan.study.inference.model_dump(mode="json")
+        runs[paths.stage(use.name, "predict")] = _predict_run(plan)
         runs[paths.stage(use.name, "evaluate")] = _evaluate_run(plan, use)
     for use, split, fold in plan.folds():
         folder = paths.fold(dataset=use.name, split=split, fold=fold)
         runs[folder] = _split_run(plan, use, split, fold)
-    for folder, cell in plan.cells.items():
+    for folder, cell in (plan.cells | plan.trials).items():
         runs[folder] = _train_run(plan, cell)
+    for folder, cell in plan.choices.items():
+        runs[folder] = _choose_run(plan, cell)
     for folder, cell in plan.profiles.items():
         runs[folder] = _profile_run(plan, cell)
-    runs[paths.tables(plan.study.study)] = _tables_run(plan)
+    runs[paths.tables(plan.study.study)] = _study_run(plan)
     return {f"{folder}/run.json": run for folder, run in runs.items()}
 
 
@@ -103,10 +106,25 @@ def _train_run(plan: Plan, cell: Cell) -> Run:
     if cell.adopted:  # it is validated, not trained
         wanted = ("validation_overlap", "precision")
         return run | {"adopt": {name: recipe[name] for name in wanted}}
-    return run | {
+    run |= {
         "method": {"name": method.name, "params": check_method(method.name, method.params)},
         "training": recipe,
     }
+    if cell.tuned:  # its settings come from choice.json
+        return run | {"tuned": True}
+    return with_settings(run, _settings_of(plan, cell, cell.trial)) if cell.trial else run
+
+
+def _choose_run(plan: Plan, cell: Cell) -> Run:
+    """The settings of all trials: the choice hands those of the best one to the tuned cells."""
+    trials = [_settings_of(plan, cell, trial) for trial in range(plan.study.budget)]
+    return {"arm": cell.keys["method"], "trials": trials}
+
+
+def _settings_of(plan: Plan, cell: Cell, trial: int) -> Run:
+    recipe = plan.study.training.student
+    has_terms = cell.method is not None and cell.method.name != "none"
+    return settings_of(trial, recipe.learning_rate, plan.study.search, has_terms)
 
 
 def _profile_run(plan: Plan, cell: Cell) -> Run:
@@ -128,21 +146,74 @@ def _network(plan: Plan, cell: Cell) -> Run:
     return spec | {"weights": network.weights} if network.weights else spec
 
 
+def _predict_run(plan: Plan) -> Run:
+    """Predictions on the prepared grid are asked for where needed: others need not be redone."""
+    run = plan.study.inference.model_dump(mode="json")
+    return run | {"prepared": True} if plan.study.evaluation.on_prepared_grid else run
+
+
 def _evaluate_run(plan: Plan, use: DatasetUse) -> Run:
     card = plan.cards[use.name]
     return {
         "dataset": use.name,
         "structures": {name: list(ids) for name, ids in card.labels.scored.items()},
-        "protocol": plan.study.evaluation.protocol,
+        "protocols": [p.scoring.model_dump(mode="json") for p in plan.study.evaluation.scored],
+        "tolerances_mm": card.metrics.tolerances_of(card.labels.scored),
         "has_spacing": card.has_spacing,
     }
 
 
-def _tables_run(plan: Plan) -> Run:
+def _study_run(plan: Plan) -> Run:
+    """All that tables, statistics, figures and report know of a study besides its results."""
+    study = plan.study
     cells = [
         {"folder": folder, "profile": plan.profile_folder(cell), **cell.keys}
         for folder, cell in plan.cells.items()
     ]
-    methods = plan.study.methods
-    readings = [method.label for method in methods if is_reading(method.name, method.params)]
-    return {"study": plan.study.study, "cells": cells, "readings": readings}
+    readings = [m.label for m in study.methods if is_reading(m.name, m.params)]
+    entries = {
+        axis: {
+            entry.label: {"name": entry.name, "params": entry.params}
+            for entry in getattr(study, axis)
+        }
+        for axis in ("teachers", "students", "methods")
+    }
+    if study.budget:
+        readings += [label(reading, tuned=True) for reading in readings]
+        entries["methods"] |= {
+            label(name, tuned=True): entry for name, entry in entries["methods"].items()
+        }
+    return {
+        "study": study.study,
+        "cells": cells,
+        "readings": readings,
+        "entries": entries,
+        "datasets": {use.name: _dataset_facts(plan, use) for use in study.datasets},
+        "protocols": list(study.evaluation.protocols),
+        "definitions": {
+            protocol.name: protocol.model_dump(mode="json", exclude={"name", "metrics"})
+            for protocol in study.evaluation.scored
+        },
+        "statistics": study.statistics.model_dump(mode="json"),
+        "training": study.training.model_dump(mode="json"),
+        "budget": study.budget,
+        "search": study.search.model_dump(mode="json") if study.budget else {},
+    }
+
+
+def _dataset_facts(plan: Plan, use: DatasetUse) -> Run:
+    card, paths = plan.cards[use.name], plan.paths
+    return {
+        "title": card.title,
+        "modality": card.modality,
+        "licence": card.licence.spdx,
+        "channels": list(card.channels),
+        "structures": {name: list(ids) for name, ids in card.labels.scored.items()},
+        "has_spacing": card.has_spacing,
+        "tolerances_mm": card.metrics.tolerances_of(card.labels.scored),
+        "intensity": plan.presets[use.name].model_dump(mode="json")["intensity"],
+        "preset": use.preset_label,
+        "patch": list(plan.presets[use.name].patch),
+        "manifest": f"{paths.raw(use.name)}/manifest.tsv",
+        "prepared": plan.prepared_of(use.name),
+    }

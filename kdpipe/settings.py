@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from kdpipe.protocols import BANDS, Protocol, check_names, get_protocol
 from kdpipe.schema import Strict
 
 
@@ -14,6 +16,9 @@ class Augmentation(Strict):
 
     flip_probability: float = Field(0.5, ge=0, le=1, description="of each axis in flip_axes")
     flip_axes: tuple[Literal[0, 1, 2], ...] = Field((0, 1, 2), description="x, y, z as prepared")
+    rotate90_probability: float = Field(
+        0.0, ge=0, le=1, description="of one to three quarter turns in the first two axes"
+    )
     affine_probability: float = Field(0.3, ge=0, le=1)
     rotation_degrees: float = Field(15.0, ge=0, description="largest angle about each axis")
     zoom: float = Field(0.15, ge=0, lt=1, description="largest relative change of size")
@@ -38,7 +43,9 @@ class Training(Strict):
     segmentation_loss: Literal["dice_ce", "dice", "focal_dice"] = "dice_ce"
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, gt=0, lt=1, description="sgd only (Nesterov)")
+    final_learning_rate: float = Field(0.0, ge=0, description="where poly and cosine end")
+    momentum: float = Field(0.9, gt=0, lt=1, description="sgd only")
+    nesterov: bool = Field(True, description="sgd only")
     weight_decay: float = Field(1e-4, ge=0)
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     gradient_clip: float | None = Field(
@@ -67,9 +74,64 @@ class Inference(Strict):
 
 
 class Evaluation(Strict):
-    """Which named metric protocol scores the predictions."""
+    """Which named metric protocols score the predictions."""
 
-    protocol: Literal["strict_mm", "medpy", "monai"] = "strict_mm"
+    protocols: tuple[str, ...] = Field(
+        ("strict_mm",),
+        json_schema_extra={"minItems": 1},
+        description="the first decides; each has tables of its own",
+    )
+    bands: bool = Field(
+        True, description="also score errors by distance from the boundary, for a figure"
+    )
+
+    @field_validator("protocols")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return check_names(names)
+
+    @property
+    def scored(self) -> tuple[Protocol, ...]:
+        """All protocols that score the predictions, that of the bands included."""
+        return tuple(map(get_protocol, (*self.protocols, *((BANDS,) if self.bands else ()))))
+
+    @property
+    def on_prepared_grid(self) -> bool:
+        """Whether a protocol needs predictions on the network's own grid."""
+        return any(protocol.grid == "prepared" for protocol in self.scored)
+
+
+class Statistics(Strict):
+    """How methods are compared."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the intervals; 1 - alpha")
+    margin_percent: float = Field(
+        0.5, gt=0, description="differences of Dice, IoU, NSD below this many points do not matter"
+    )
+    margin_mm: float = Field(
+        0.5, gt=0, description="differences of distances below this many mm (voxels) do not matter"
+    )
+    resamples: int = Field(2000, ge=500, description="of the bootstrap of ranks")
+    power: float = Field(0.8, gt=0.5, lt=1, description="for the difference that can be resolved")
+    pilot_sd_percent: float = Field(
+        4.0, gt=0, description="assumed SD over cases of a paired Dice difference, before the study"
+    )
+
+
+class Search(Strict):
+    """Ranges of the trials of a budget: lowest and highest factor, drawn log-uniformly."""
+
+    learning_rate: tuple[float, float] = Field((0.25, 4.0), description="times the recipe's")
+    weight: tuple[float, float] = Field(
+        (0.1, 10.0), description="times the weight of all terms of a method"
+    )
+
+    @field_validator("learning_rate", "weight")
+    @classmethod
+    def _is_a_range(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < limits[0] < limits[1] < math.inf:
+            raise ValueError(f"must be two factors, the lower one first, above 0; got {limits}")
+        return limits
 
 
 class Profile(Strict):

@@ -80,25 +80,38 @@ def run_train(given: argparse.Namespace) -> None:
     from kdpipe.engine.adopt import adopt
     from kdpipe.engine.device import keep_freed_memory
     from kdpipe.engine.jobs import Job
+    from kdpipe.engine.reuse import train_tuned
     from kdpipe.engine.train import train
 
     keep_freed_memory()
     run = _json(given.run, "cell", "network", "targets", "patch")
-    stage = adopt if "adopt" in run else train
-    stage(
-        Job(
-            run=run,
-            preparation=_json(given.prepared / "run.json"),
-            split=read_split(given.split),
-            store=given.prepared / "cases",
-            state=given.state,
-            model=given.model,
-            teacher=getattr(given, "teacher", None),
-            code=given.code,
-            checkpoint_seconds=given.checkpoint_seconds,
-            loaders=given.loaders,
-        )
+    job = Job(
+        run=run,
+        preparation=_json(given.prepared / "run.json"),
+        split=read_split(given.split),
+        store=given.prepared / "cases",
+        state=given.state,
+        model=given.model,
+        teacher=getattr(given, "teacher", None),
+        code=given.code,
+        checkpoint_seconds=given.checkpoint_seconds,
+        loaders=given.loaders,
     )
+    if "tuned" not in run:
+        stage = adopt if "adopt" in run else train
+        stage(job)
+        return
+    if not given.choice:
+        raise ConfigError(f"{given.run} is of a tuned student: give its --choice")
+    train_tuned(job, _json(given.choice, "chosen", "trials"), given.trained)
+
+
+def run_choose(given: argparse.Namespace) -> None:
+    """Choose the trial with the best validation Dice."""
+    from kdpipe.engine.choose import choose
+
+    run = _json(given.run, "arm", "trials")
+    write_json(given.out, choose(run, [_json(file, "validation_dice") for file in given.facts]))
 
 
 def run_profile(given: argparse.Namespace) -> None:
@@ -124,68 +137,29 @@ def run_predict(given: argparse.Namespace) -> None:
     from kdpipe.settings import Inference
 
     keep_freed_memory()
+    run = _json(given.run, "overlap", "window_batch")
+    on_prepared_grid = run.pop("prepared", False)
     predict_cases(
         model=given.model,
         store=given.prepared / "cases",
         cases=read_split(given.split)["test"],
-        settings=Inference.model_validate(_json(given.run, "overlap", "window_batch")),
+        settings=Inference.model_validate(run),
         out=given.out,
         device=pick_device(),
+        on_prepared_grid=on_prepared_grid,
     )
 
 
 def run_evaluate(given: argparse.Namespace) -> None:
     """Score two folders, or the predictions of a cell."""
-    from kdpipe.metrics.folders import evaluate_folders
+    from kdpipe.evaluation import evaluate_by_hand, evaluate_cell, need
 
-    if given.run:
-        missing = [name for name in ("cell", "manifest", "split") if not getattr(given, name)]
-        if missing:
-            raise ConfigError(f"--run also needs {', '.join(f'--{name}' for name in missing)}")
-        from kdpipe.data.manifest import read_manifest
-        from kdpipe.data.split import read_split
-
-        run = _json(given.run, "structures", "protocol", "has_spacing")
-        cases = read_split(given.split)["test"]
-        labels = {case.case: case.label for case in read_manifest(given.manifest)}
-        evaluate_folders(
-            None,
-            given.prediction,
-            run["structures"],
-            protocol=run["protocol"],
-            in_voxels=not run["has_spacing"],
-            out=given.out,
-            workers=given.workers,
-            keys=_json(given.cell, "cell")["cell"],
-            references=labels,
-            cases=cases,
-        )
+    if not given.run:
+        evaluate_by_hand(given)
         return
-    if not (given.reference and given.labels):
-        raise ConfigError("give --reference and --labels (or, within a study, --run)")
-    evaluate_folders(
-        given.reference,
-        given.prediction,
-        _structures(given.labels),
-        protocol=given.protocol or "strict_mm",
-        out=given.out,
-        workers=given.workers,
-    )
-
-
-def _structures(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read ``name: label`` or ``name: [labels]``."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {
-            str(name): tuple(map(int, ids)) if isinstance(ids, list) else (int(ids),)
-            for name, ids in content.items()
-            if ids != 0
-        }
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: expected lines 'name: label', got: {error}") from None
+    need(given, "cell", "manifest", "split")
+    run = _json(given.run, "structures", "protocols", "tolerances_mm", "has_spacing")
+    evaluate_cell(given, run, _json(given.cell, "cell")["cell"])
 
 
 def run_tables(given: argparse.Namespace) -> None:
@@ -193,6 +167,52 @@ def run_tables(given: argparse.Namespace) -> None:
     from kdpipe.report.tables import write_tables
 
     print(write_tables(_json(given.run, "study", "cells"), given.out))
+
+
+def run_compare(given: argparse.Namespace) -> None:
+    """Decide which method is better, and write the claim."""
+    from kdpipe.stats.write import write_comparisons
+
+    print(write_comparisons(_json(given.run, "study", "statistics"), given.tables))
+
+
+def run_verify(given: argparse.Namespace) -> None:
+    """Recompute a claim from its scores."""
+    from kdpipe.stats.claim import verify_claim
+
+    print(verify_claim(given.claim, given.scores))
+
+
+def run_figures(given: argparse.Namespace) -> None:
+    """Draw the figures of a study."""
+    from kdpipe.figures.write import write_figures
+
+    write_figures(_json(given.run, "study", "cells"), given.tables, given.out)
+
+
+def run_overlays(given: argparse.Namespace) -> None:
+    """Draw contours of reference, teacher and students on slices of single cases."""
+    from kdpipe.overlays.write import write_overlays
+
+    write_overlays(_json(given.run, "study", "cells", "datasets"), given.tables, given.out)
+
+
+def run_report(given: argparse.Namespace) -> None:
+    """Write the report of a study, one file that needs no network."""
+    from kdpipe.report.page.write import write_report
+
+    run = _json(given.run, "study", "cells", "datasets")
+    write_report(run, given.tables, given.figures, given.overlays, given.out)
+
+
+def run_plan(given: argparse.Namespace) -> None:
+    """Print what a study can show and what it will cost."""
+    from kdpipe.config import read_study
+    from kdpipe.forecast import forecast_cost, forecast_power
+    from kdpipe.plan import Plan
+
+    plan = Plan(read_study(*given.files))
+    print("\n".join([*forecast_power(plan), *forecast_cost(plan, given.tflops)]))
 
 
 def run_list(given: argparse.Namespace) -> None:

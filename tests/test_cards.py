@@ -14,8 +14,8 @@ from kdpipe.data._split_rules import Row
 from kdpipe.data.split import make_split
 from kdpipe.errors import ConfigError
 from kdpipe.labels import paint_order
-from kdpipe.metrics.protocol import get_protocol
 from kdpipe.pages import write_pages
+from kdpipe.protocols import DEFAULT_TOLERANCE_MM, get_protocol
 from kdpipe.sources import expand_ids
 
 IDS = {
@@ -23,6 +23,7 @@ IDS = {
     "synapse_multiorgan": ("0001-0010", "0021-0040"),
     "flare22": ("0001-0050",),
     "lits17": ("0-130",),
+    "lits17_tumor": ("0-130",),
 }
 
 MINE: dict[str, Any] = {
@@ -154,7 +155,12 @@ def test_what_a_card_says_of_others(card: Card) -> None:
 def test_metrics_and_evidence_name_what_there_is(card: Card) -> None:
     for protocol in card.metrics.protocols:
         get_protocol(protocol)
-    assert set(card.metrics.tolerances_mm) <= set(card.labels.scored)
+        assert not get_protocol(protocol).internal
+    tolerances = card.metrics.tolerances_of(card.labels.scored)
+    assert tolerances.keys() == card.labels.scored.keys()
+    assert set(card.metrics.tolerances_mm) <= set(tolerances)
+    if card.metrics.tolerances_mm or card.metrics.tolerance_mm != DEFAULT_TOLERANCE_MM:
+        assert "metrics" in card.evidence, "say whose tolerances these are, and how sure that is"
     for part in card.evidence:
         key, _, name = part.partition(".")
         assert key in Card.model_fields

@@ -120,7 +120,9 @@ def test_a_wrong_source_folder_ends_with_code_2(
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_evaluate_scores_two_folders(source: Path, tmp_path: Path) -> None:
+def test_evaluate_scores_two_folders(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels, out = tmp_path / "labels.yaml", tmp_path / "metrics.csv"
     labels.write_text("background: 0\norgan: 1\nall: [1]\n")
     folder = source / "labelsTr"
@@ -131,6 +133,26 @@ def test_evaluate_scores_two_folders(source: Path, tmp_path: Path) -> None:
     assert set(table.loc[table["metric"] == "dice", "value"]) == {1.0}
     assert set(table.loc[table["metric"] == "hd95_max", "value"]) == {0.0}
     assert run("evaluate", *paths, "--protocol", "strict") == 2
+    assert run("evaluate", *paths, "--protocol", "word", "--protocol", "kits") == 0
+    assert list(pd.read_csv(out)["protocol"].unique()) == ["word", "kits"]
+    for wrong in ("organ", "organ=x", "organ=0", "organ=nan", "orgna=2"):
+        assert run("evaluate", *paths, "--tolerance", wrong) == 2
+    assert "did you mean 'organ'?" in capsys.readouterr().err
+    assert run("evaluate", *paths, "--tolerance", "organ=2", "--tolerance", "all=0.5") == 0
+    labels.unlink()
+    assert run("evaluate", *paths) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_protocols_are_listed_with_units_and_directions(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("list", "protocols", "--json") == 0
+    entries = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert entries["strict_mm"]["metrics"]["hd95_max"] == {"unit": "mm", "direction": -1}
+    assert entries["acf_bckd"]["grid"] == "prepared"
+    assert entries["acf_bckd"]["paper"]
+    assert not entries["strict_mm"]["paper"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +184,10 @@ def test_list(
     assert run("list", what) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [entry["name"] for entry in entries]
+    if what == "studies":
+        assert "two teachers, the small U-Net, ten methods\n" in "\n".join(lines), (
+            "a whole sentence"
+        )
 
 
 def test_doctor_and_help_need_no_heavy_import() -> None:

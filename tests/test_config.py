@@ -60,7 +60,13 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
             r"'training.teacher.epoch', did you mean 'epochs'",
         ),
         ({"training": {"student": {"epochs": "many"}}}, r"training.student.epochs: .*integer"),
-        ({"evaluation": {"protocol": "strict"}}, r"evaluation.protocol: .*'strict_mm'"),
+        (
+            {"evaluation": {"protocols": ["strict"]}},
+            r"evaluation.protocols: unknown protocol 'strict'; did you mean 'strict_mm'",
+        ),
+        ({"evaluation": {"protocols": ["word", "word"]}}, r"word, word: name each protocol once"),
+        ({"evaluation": {"protocols": ["boundary_bands"]}}, r"scored beside .*see 'bands'"),
+        ({"evaluation": {"protocols": []}}, r"evaluation.protocols: name at least one protocol"),
         ({"datasets": [{"phantom_ct": {"splits": ["kfold"]}}]}, r"no split 'kfold': .*'kfold3'"),
         (
             {"datasets": [{"phantom_ct": {"folds": [1]}}]},
@@ -130,9 +136,14 @@ def test_a_run_holds_only_what_its_stage_depends_on() -> None:
     runs = run_files(Plan(load_study(SMALL)))
     changes: dict[str, tuple[dict[str, Any], set[str]]] = {
         "overlap": ({"inference": {"overlap": 0.25}}, {"predict"}),
-        "protocol": ({"evaluation": {"protocol": "medpy"}}, {"evaluate"}),
-        "teacher": ({"training": {"teacher": {"epochs": 7}}}, {"teachers"}),
-        "student": ({"training": {"student": {"epochs": 7}}}, {"students"}),
+        "protocol": ({"evaluation": {"protocols": ["medpy"]}}, {"evaluate", "tables"}),
+        "bands": ({"evaluation": {"bands": False}}, {"evaluate", "tables"}),
+        "grid": (
+            {"evaluation": {"protocols": ["strict_mm", "acf_bckd"]}},
+            {"predict", "evaluate", "tables"},
+        ),
+        "teacher": ({"training": {"teacher": {"epochs": 7}}}, {"teachers", "tables"}),
+        "student": ({"training": {"student": {"epochs": 7}}}, {"students", "tables"}),
         "source": ({"data_source": {"phantom_ct": "x"}}, {"raw"}),
         "profile": ({"profile": {"threads": 2}}, {"profiles"}),
         "resources": ({"resources": {"train": {"gpu": 1}}}, set()),
@@ -193,13 +204,27 @@ def test_a_source_that_is_not_there_stops_before_the_graph(tmp_path: Path) -> No
     plan.check_sources()
 
 
-def test_metric_protocols_of_the_configuration_are_those_of_the_metrics() -> None:
-    from typing import get_args
-
-    from kdpipe.metrics.protocol import PROTOCOLS
-    from kdpipe.settings import Evaluation
-
-    assert set(get_args(Evaluation.model_fields["protocol"].annotation)) == PROTOCOLS.keys()
+def test_a_protocol_on_the_prepared_grid_brings_its_predictions_and_its_code() -> None:
+    plain = Plan(load_study(SMALL))
+    study = load_study(SMALL | {"evaluation": {"protocols": ["strict_mm", "acf_bckd"]}})
+    plan = Plan(study)
+    cell = next(iter(plan.cells.values()))
+    reader = "kdpipe.infer.references"
+    assert reader in plan.stage_modules("evaluate", cell)
+    assert reader not in plain.stage_modules("evaluate", cell)
+    name = study.datasets[0].name
+    folders = [plan.paths.stage(name, stage) for stage in ("predict", "evaluate")]
+    asked, scored = (run_files(plan)[f"{folder}/run.json"] for folder in folders)
+    unasked, _ = (run_files(plain)[f"{folder}/run.json"] for folder in folders)
+    assert asked.pop("prepared")
+    assert asked == unasked, "the setting is there only where it is needed"
+    protocols = [protocol["name"] for protocol in scored["protocols"]]
+    assert protocols == ["strict_mm", "acf_bckd", "boundary_bands"]
+    assert "definition" not in scored["protocols"][0], "a better explanation scores nothing again"
+    assert scored["tolerances_mm"].keys() == scored["structures"].keys()
+    of_study = run_files(plan)[f"{plan.paths.tables(study.study)}/run.json"]
+    assert of_study["protocols"] == ["strict_mm", "acf_bckd"]
+    assert of_study["definitions"]["acf_bckd"]["paper"]
 
 
 def test_a_sum_of_methods_is_a_method() -> None:
@@ -346,6 +371,7 @@ def test_an_adopted_teacher_depends_on_no_recipe(tmp_path: Path) -> None:
     config = adopting({"segresnet": {}, "weights": "best.pt"})
     plan = Plan(load_study(config))
     runs = run_files(plan)
+    tables = f"{plan.paths.tables('small')}/run.json"  # the report quotes the recipes of all
     (folder,) = (folder for folder, cell in plan.cells.items() if cell.role == "teacher")
     run = runs[f"{folder}/run.json"]
     assert "training" not in run and "method" not in run
@@ -353,10 +379,12 @@ def test_an_adopted_teacher_depends_on_no_recipe(tmp_path: Path) -> None:
     assert run["network"]["weights"] == "best.pt"
     assert plan.stage_modules("train", plan.cells[folder])[0] == "kdpipe.engine.adopt"
     recipe = {"teacher": {"epochs": 7, "learning_rate": 0.5}}
-    assert run_files(Plan(load_study(config | {"training": recipe}))) == runs
+    changed = run_files(Plan(load_study(config | {"training": recipe})))
+    assert {path for path in runs if runs[path] != changed[path]} == {tables}
     recipe = {"teacher": {"validation_overlap": 0.5}}
     changed = run_files(Plan(load_study(config | {"training": recipe})))
-    assert {path for path in runs if runs[path] != changed[path]} == {f"{folder}/run.json"}
+    found = {path for path in runs if runs[path] != changed[path]}
+    assert found == {f"{folder}/run.json", tables}
     students = [cell for cell in plan.cells.values() if cell.role == "student"]
     assert not any(cell.adopted for cell in students)
 

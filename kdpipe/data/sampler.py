@@ -147,6 +147,8 @@ def _augmentation(settings: Augmentation, dims: int) -> Any:
     if settings.flip_probability > 0:
         for axis in (axis for axis in settings.flip_axes if axis < dims):
             steps.append(transforms.RandFlipd(both, settings.flip_probability, axis))
+    if settings.rotate90_probability > 0:
+        steps.append(transforms.RandRotate90d(both, settings.rotate90_probability, max_k=3))
     if settings.intensity_probability > 0:
         chance = settings.intensity_probability
         steps += [

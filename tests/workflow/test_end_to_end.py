@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from kdpipe.data.phantom import generate
 from kdpipe.labels import Labels
 from kdpipe.nets.base import build_network
+from kdpipe.protocols import get_protocol
 from kdpipe.sources import CtAbdomen
 
 CARD = """
@@ -73,6 +76,24 @@ training:
 profile: {repeats: 5}
 """
 
+#: the trial of kd cannot but diverge, that of the undistilled student changes the learning rate
+BUDGET = """
+study: budget
+cards: [cards]
+data_source: {ours: nnunet_raw}
+datasets: [ours]
+teachers: [{unet_tiny: {channels: [4, 8, 16], strides: [2, 2]}}]
+students: [{unet_tiny: {channels: [4, 8, 16], strides: [2, 2]}}]
+methods: [kd]
+results_root: tuned
+seeds: [3]
+budget: 2
+search: {weight: [1.0e+40, 1.0e+41]}
+training:
+  teacher: {epochs: 1, steps_per_epoch: 2, validate_every: 1}
+  student: {epochs: 1, steps_per_epoch: 2, validate_every: 1}
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -114,7 +135,9 @@ def test_a_study_of_ones_own_data(folder: Path, root: Path) -> None:
     table = pd.read_csv(results / "tables" / "ours" / "results.csv", keep_default_na=False)
     assert set(table["method"]) == {"", "none", "kd"}
     assert set(table["structure"]) == {"liver", "kidney", "spleen", "mean"}
-    assert set(table["metric"]) == {"dice", "hd95_pooled", "hd95_max"}
+    for protocol in ("strict_mm", "boundary_bands"):
+        scored = set(table.loc[table["protocol"] == protocol, "metric"])
+        assert scored == {metric.name for metric in get_protocol(protocol).metrics}
     assert (table["parameters"].astype(int) > 0).all()
 
     (split,) = results.glob("ours/*/*/split.json")
@@ -131,6 +154,38 @@ def test_a_study_of_ones_own_data(folder: Path, root: Path) -> None:
 
     again = snakemake(folder, root, "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
+    assert "split default: the number of test cases is not known" in done.stderr  # a local folder
+    assert "split default: 2 test cases, 1 seed, 1 comparison" in again.stderr
+    assert "Trainings: 1 teacher" in done.stderr and "TFLOP/s" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_a_study_leaves_for_its_readers(folder: Path, root: Path) -> None:
+    """After the test above: one report, a claim that holds, and Snakemake's own report."""
+    results = folder / "results"
+    page = (results / "reports" / "ours.html").read_text()
+    assert "cannot tell" in page and "no comparison can be significant" in page
+    claim = results / "tables" / "ours" / "claim.json"
+    assert re.search(r"[Vv]erified: [\d,]+ numbers", verify(claim).stdout)
+
+    text = claim.read_text()
+    found = json.loads(text)
+    found["comparisons"][0]["difference"] += 0.01
+    claim.write_text(json.dumps(found))
+    changed = verify(claim)
+    claim.write_text(text)
+    assert changed.returncode == 3 and "difference" in changed.stderr
+
+    made = snakemake(folder, root, "--report", "own_report.zip")
+    assert made.returncode == 0, made.stdout + made.stderr
+    names = zipfile.ZipFile(folder / "own_report.zip").namelist()
+    assert any(name.endswith("comparisons.md") for name in names)
+    assert any(name.endswith(".svg") for name in names)
+
+
+def verify(claim: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kdpipe", "verify", str(claim)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -182,6 +237,39 @@ def test_slices_and_a_teacher_that_is_trained_already(folder: Path, root: Path) 
     again = snakemake(folder, root, f"{student}/metrics.csv", "--dry-run", config="slices.yaml")
     planned = re.findall(r"^(?:local)?rule (\w+):", again.stdout + again.stderr, re.M)
     assert sorted(planned) == ["distill", "evaluate", "predict", "train_teacher"]
+
+
+@pytest.mark.slow
+def test_an_equal_budget_and_a_trial_that_diverges(folder: Path, root: Path) -> None:
+    (folder / "budget.yaml").write_text(BUDGET)
+    students = "tuned/ours/default/fold0/students"
+    none, kd = f"{students}/no_teacher/unet_tiny/none", f"{students}/unet_tiny/unet_tiny/kd"
+    scores = [f"{arm}+tuned/seed3/metrics.csv" for arm in (none, kd)]
+    done = snakemake(folder, root, *scores, config="budget.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    methods = [set(pd.read_csv(folder / file)["method"]) for file in scores]
+    assert methods == [{"none+tuned"}, {"kd+tuned"}]
+
+    def facts(arm: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / arm / "seed3" / "model.json").read_text())
+        return found
+
+    lost = facts(f"{kd}+trial1")
+    assert lost["validation_dice"] is None and "not finite" in lost["diverged"]
+    tuned, default = facts(f"{kd}+tuned"), facts(kd)  # nothing was better than kd as configured
+    assert tuned["weights_sha256"] == default["weights_sha256"]
+    assert tuned["same_training_as"] == "kd"
+
+    choice = json.loads((folder / f"{none}+tuned" / "choice.json").read_text())
+    dice = [trial["validation_dice"] for trial in choice["trials"]]
+    assert choice["chosen"]["trial"] == dice.index(max(dice))
+    names = ("trial", "learning_rate")
+    assert facts(f"{none}+tuned")["tuning"] == {name: choice["chosen"][name] for name in names}
+    assert facts(f"{none}+tuned")["validation_dice"] == max(dice)
+    assert not list((folder / students).glob("**/*+trial1/seed3/predictions"))
+
+    again = snakemake(folder, root, *scores, "--dry-run", config="budget.yaml")
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 def test_an_unknown_method_stops_before_the_graph_with_code_2(folder: Path, root: Path) -> None:

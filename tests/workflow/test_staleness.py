@@ -1,64 +1,13 @@
-"""After one edit, a dry run plans exactly the jobs that the edit touches.
-
-The graph is the real one on a copy of the checkout. Only the command line is replaced by one that
-writes its outputs and nothing else, so that a finished study costs seconds.
-"""
+"""After one edit, a dry run plans exactly the jobs that the edit touches."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-FAKE_CLI = '''
-"""Writes what a stage would write, without doing it."""
-import sys
-from pathlib import Path
-
-FLAGS = ("--manifest", "--cases", "--fingerprint", "--model", "--out")
-OUTPUTS = {
-    "fetch": ("--manifest",), "prepare": ("--cases", "--fingerprint"), "split": ("--out",),
-    "train": ("--model",), "distill": ("--model",), "predict": ("--out",), "evaluate": ("--out",),
-    "profile": ("--out",), "tables": ("--out",),
-}
-
-
-def main():
-    stage, *rest = sys.argv[1:]
-    given = dict(zip(rest[::2], rest[1::2]))
-    for flag in OUTPUTS[stage]:
-        path = Path(given[flag])
-        if stage == "predict":
-            path = path / "case.nii.gz"
-        names = {"train": ("model.pt", "model.json", "train.csv"),
-                 "tables": ("scores.csv", "results.csv", "results.md", "results.tex")}
-        names = names.get("train" if stage == "distill" else stage)
-        folder = path.parent if stage in ("train", "distill") else path
-        for file in [folder / name for name in names] if names else [path]:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(f"{stage} {file}")
-    return 0
-'''
-
-CARD = """
-schema_version: 1
-id: mine
-title: A local data set
-modality: CT
-channels: [CT]
-licence: {spdx: CC0-1.0}
-access: {mode: local}
-labels: {raw: {0: background, 1: liver, 2: spleen}}
-splits: {default: {kind: fractions, val: 0.2, test: 0.3}}
-presets:
-  default: {intensity: {kind: window, low: -100, high: 200}, patch: [16, 16, 16]}
-"""
+from checkouts import Checkout
 
 CONFIG = """
 study: tiny
@@ -81,81 +30,6 @@ teachers: [{segresnet: {}, weights: models/best.pt}]
 students: [unet_tiny]
 methods: [none, kd]
 """
-
-
-class Checkout:
-    """A copy of the workflow, in which a study was run to its end."""
-
-    def __init__(self, folder: Path, root: Path, config: str):
-        self.folder = folder
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / "kdpipe", folder / "kdpipe", ignore=ignore)
-        for part in ("workflow", "envs"):
-            shutil.copytree(root / part, folder / part)
-        shutil.copy(root / "Snakefile", folder)
-        (folder / "profiles").symlink_to("workflow/profiles")
-        self.write("kdpipe/cli.py", FAKE_CLI)
-        self.write("config.yaml", config)
-        self.write("models/best.pt", "weights")
-        self.write("cards/mine.yaml", CARD)
-        self.write("source/dataset.json", "{}")
-        for case in "ab":
-            for part in ("imagesTr", "labelsTr"):
-                self.write(f"source/{part}/{case}.nii.gz", case)
-        self.write("source/imagesTr/large.nii.gz", "x" * 1_500_000)
-
-    def write(self, name: str, text: str) -> None:
-        file = self.folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def replace(self, name: str, old: str, new: str) -> None:
-        text = (self.folder / name).read_text()
-        assert old in text, f"{name} no longer holds {old!r}"
-        self.write(name, text.replace(old, new))
-
-    def snakemake(self, *arguments: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def planned(self) -> set[str]:
-        """Rule and cell of every job that a dry run plans, such as ``distill kd/seed0``."""
-        text = self.snakemake("--dry-run")
-        jobs = re.findall(
-            r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    output: ([^,\n]+)", text, re.M
-        )
-        return {_short(rule, output) for rule, output in jobs if rule != "all"}
-
-    def planned_after(self, change: Callable[[Checkout], None]) -> set[str]:
-        """What is planned after an edit, which is taken back."""
-        before = {
-            file: (file.read_bytes(), file.stat())
-            for part in ("kdpipe", "cards", "source", "models", "config.yaml")
-            for file in [self.folder / part, *(self.folder / part).rglob("*")]
-            if file.is_file()
-        }
-        change(self)
-        try:
-            return self.planned()
-        finally:
-            for file, (content, stat) in before.items():
-                file.write_bytes(content)
-                os.utime(file, (stat.st_atime, stat.st_mtime))
-            (self.folder / "kdpipe/methods/mine.py").unlink(missing_ok=True)
-
-
-def _short(rule: str, output: str) -> str:
-    cell = re.search(r"/(teachers|students)/(.+)/(seed\d+)/", output.rsplit("/", 1)[0] + "/")
-    if rule == "profile":
-        return f"profile {Path(output).parent.name}"
-    if cell is None:
-        return rule if rule != "configure" else f"configure {Path(output).parent.name}"
-    return f"{rule} {cell[2].rsplit('/', 1)[-1]}/{cell[3]}"
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +62,11 @@ def jobs(rules: str, of: list[str]) -> set[str]:
 
 
 TRAINED = "distill predict evaluate"
+#: what is made of all scores
+REPORTED = {"tabulate", "compare", "figures", "overlays", "report"}
 EVERYTHING = (
-    {f"train_teacher {TEACHER}", "tabulate"}
+    {f"train_teacher {TEACHER}"}
+    | REPORTED
     | jobs("distill", cells("none", "kd", "cwd", "both"))
     | jobs("predict evaluate", ALL)
 )
@@ -229,20 +106,20 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     "a docstring": (edit("kdpipe/engine/loop.py", '"""The training loop', '"""A loop'), set()),
     "a method": (
         edit("kdpipe/methods/cwd.py", "dim=2).mean()", "dim=2).sum()"),
-        jobs(TRAINED, cells("cwd")) | {"tabulate"},
+        jobs(TRAINED, cells("cwd")) | REPORTED,
     ),
     "what methods share": (
         edit("kdpipe/terms/divergences.py", 'reduction="none"', 'reduction="sum"'),
-        jobs(TRAINED, cells("kd", "cwd", "both")) | {"tabulate"},
+        jobs(TRAINED, cells("kd", "cwd", "both")) | REPORTED,
     ),
     "a part of a sum": (
         edit("kdpipe/methods/at.py", "return loss / ", "return 2 * loss / "),
-        jobs(TRAINED, cells("both")) | {"tabulate"},
+        jobs(TRAINED, cells("both")) | REPORTED,
     ),
     "the engine": (edit("kdpipe/engine/loop.py", "self.step += 1", "self.step += 2"), EVERYTHING),
     "the student's network": (
         edit("kdpipe/nets/unet_tiny.py", "        0,\n", "        1,\n"),
-        jobs(TRAINED, cells("none", "kd", "cwd", "both")) | {"profile unet_tiny", "tabulate"},
+        jobs(TRAINED, cells("none", "kd", "cwd", "both")) | {"profile unet_tiny"} | REPORTED,
     ),
     "the teacher's network": (
         edit("kdpipe/nets/segresnet.py", "check_", "check__"),
@@ -250,11 +127,11 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "how costs are measured": (
         edit("kdpipe/engine/profile.py", "statistics.median(", "min("),
-        {"profile segresnet", "profile unet_tiny", "tabulate"},
+        {"profile segresnet", "profile unet_tiny"} | REPORTED,
     ),
     "how often a cost is measured": (
         lambda checkout: checkout.write("config.yaml", CONFIG + "profile: {repeats: 9}\n"),
-        jobs("configure profile", ["segresnet", "unet_tiny"]) | {"tabulate"},
+        jobs("configure profile", ["segresnet", "unet_tiny"]) | REPORTED,
     ),
     "the metrics": (
         edit(
@@ -262,21 +139,57 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
             "def pooled_hausdorff",
             "def _x(): ...\ndef pooled_hausdorff",
         ),
-        jobs("evaluate", ALL) | {"tabulate"},
+        jobs("evaluate", ALL) | REPORTED,
+    ),
+    "a rule of a protocol": (
+        edit("kdpipe/metrics/protocols/strict_mm.yaml", "version: 2", "version: 3"),
+        jobs("evaluate", ALL) | {"configure evaluate", "configure tiny"} | REPORTED,
+    ),
+    "an explanation of a protocol": (
+        edit("kdpipe/metrics/protocols/strict_mm.yaml", "source: kdpipe", "source: ours"),
+        {"configure tiny"} | REPORTED,
+    ),
+    "a protocol that is not asked for": (
+        edit("kdpipe/metrics/protocols/word.yaml", "empty: 50", "empty: 60"),
+        set(),
+    ),
+    "a protocol on the prepared grid": (
+        lambda checkout: checkout.write(
+            "config.yaml", CONFIG + "evaluation: {protocols: [strict_mm, acf_bckd]}\n"
+        ),
+        jobs("predict evaluate", ALL)
+        | {"configure predict", "configure evaluate", "configure tiny"}
+        | REPORTED,
     ),
     "the way back": (
         edit("kdpipe/infer/restore.py", "np.uint8", "np.uint16"),
-        jobs("predict evaluate", ALL) | {"tabulate"},
+        jobs("predict evaluate", ALL) | REPORTED,
     ),
     "the preparation": (
         edit("kdpipe/data/preprocess.py", "import annotations\n", "import annotations\nX = 1\n"),
         EVERYTHING | {"prepare", "split"},
     ),
-    "the report": (edit("kdpipe/report/tables.py", '"mean"', '"average"'), {"tabulate"}),
+    "the tables": (edit("kdpipe/report/tables.py", '"cpu_ms"', '"ms"'), REPORTED),
+    "the statistics": (
+        edit("kdpipe/stats/write.py", "from __future__", "import os\nfrom __future__"),
+        REPORTED - {"tabulate", "overlays"},
+    ),
+    "a figure": (
+        edit("kdpipe/figures/write.py", "from __future__", "import os\nfrom __future__"),
+        {"figures", "report"},
+    ),
+    "an overlay": (
+        edit("kdpipe/overlays/outlines.py", "from __future__", "import os\nfrom __future__"),
+        {"overlays", "report"},
+    ),
+    "the report": (
+        edit("kdpipe/report/page/write.py", "from __future__", "import os\nfrom __future__"),
+        {"report"},
+    ),
     "the command line": (edit("kdpipe/cli.py", "return 0", "return 0 + 0"), set()),
     "a method's weight": (
         edit("config.yaml", "weight: 1.0", "weight: 2.0"),
-        jobs("configure " + TRAINED, cells("kd")) | {"tabulate"},
+        jobs("configure " + TRAINED, cells("kd")) | {"configure tiny"} | REPORTED,
     ),
     "the order of keys": (
         edit("config.yaml", "study: tiny\ncards: [cards]", "cards: [cards]\nstudy: tiny"),
@@ -284,21 +197,23 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "a name of a label": (
         edit("cards/mine.yaml", "liver", "hepar"),
-        jobs("evaluate", ALL) | {"configure evaluate", "configure names", "tabulate"},
+        jobs("evaluate", ALL)
+        | {"configure evaluate", "configure names", "configure tiny"}
+        | REPORTED,
     ),
     "a window": (
         edit("cards/mine.yaml", "high: 200", "high: 250"),
-        EVERYTHING | {"configure default", "prepare", "split"},
+        EVERYTHING | {"configure default", "configure tiny", "prepare", "split"},
     ),
     "the overlap of windows": (
         lambda checkout: checkout.write("config.yaml", CONFIG + "inference: {overlap: 0.25}\n"),
-        jobs("predict evaluate", ALL) | {"configure predict", "tabulate"},
+        jobs("predict evaluate", ALL) | {"configure predict"} | REPORTED,
     ),
     "the teacher's recipe": (
         lambda checkout: checkout.write(
             "config.yaml", CONFIG + "training: {teacher: {epochs: 5}}\n"
         ),
-        EVERYTHING - jobs(TRAINED, cells("none")) | {f"configure {TEACHER}"},
+        EVERYTHING - jobs(TRAINED, cells("none")) | {f"configure {TEACHER}", "configure tiny"},
     ),
     "resources": (
         lambda checkout: checkout.write(
@@ -316,7 +231,8 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         lambda checkout: checkout.write("config.yaml", CONFIG + "teacher_seed: 1\n"),
         jobs("configure train_teacher predict evaluate", ["segresnet/seed1"])
         | jobs(TRAINED, cells("kd", "cwd", "both"))
-        | {"configure tiny", "tabulate"},
+        | {"configure tiny"}
+        | REPORTED,
     ),
     "dates alone": (
         touch(
@@ -335,12 +251,13 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     "a method that no study uses": (new_method, set()),
     "a method that the study uses": (
         new_method_used,
-        jobs("configure " + TRAINED, cells("mine")) | {"configure tiny", "tabulate"},
+        jobs("configure " + TRAINED, cells("mine")) | {"configure tiny"} | REPORTED,
     ),
     "a seed": (
         edit("config.yaml", "seeds: [0, 1]", "seeds: [0, 1, 2]"),
         jobs("configure " + TRAINED, cells("none", "kd", "cwd", "both", seeds=("seed2",)))
-        | {"configure tiny", "tabulate"},
+        | {"configure tiny"}
+        | REPORTED,
     ),
 }
 
@@ -358,7 +275,7 @@ def older_weights(checkout: Checkout) -> None:
     os.utime(file, (1, 1))
 
 
-LEARNED = jobs(TRAINED, ["kd/seed0"]) | {"tabulate"}
+LEARNED = jobs(TRAINED, ["kd/seed0"]) | REPORTED
 TAKEN_OVER = LEARNED | jobs("train_teacher predict evaluate", [TEACHER])
 ADOPTED_CASES: dict[str, tuple[Edit, set[str]]] = {
     "the weights": (lambda checkout: checkout.write("models/best.pt", "other"), TAKEN_OVER),

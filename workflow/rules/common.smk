@@ -1,13 +1,15 @@
 # What all rules share: the checked study, its plan, and digests. No logic beyond look-ups.
 import os
 import sys
+from pathlib import Path
 
 import kdpipe
 from kdpipe.config import load_study
 from kdpipe.errors import KdpipeError
-from kdpipe.paths import WILDCARDS
+from kdpipe.forecast import forecast_power
+from kdpipe.paths import DEFAULT_STUDENT, TRIAL_STUDENT, TUNED_STUDENT, WILDCARDS
 from kdpipe.plan import Plan
-from kdpipe.provenance import canonical, code_digest, digest, quick_digest
+from kdpipe.provenance import canonical, code_digest, digest, file_digest, quick_digest
 from kdpipe.runs import run_files
 
 # Jobs run the Python of this Snakemake, activated or not, and the kdpipe whose code is digested.
@@ -17,8 +19,13 @@ for variable, folder in (
 ):
     os.environ[variable] = os.pathsep.join(filter(None, [folder, os.environ.get(variable)]))
 
+ORIGINS = [
+    *map(str, workflow.configfiles),
+    *(["--config"] if workflow.config_settings.config else []),
+]
+
 try:
-    STUDY = load_study(config, " + ".join(map(str, workflow.configfiles)))
+    STUDY = load_study(config, " + ".join(ORIGINS))
     PLAN = Plan(STUDY)
     PLAN.check_sources()
     RUNS = run_files(PLAN)
@@ -26,14 +33,19 @@ except KdpipeError as error:
     print(f"kdpipe: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
-for warning in PLAN.intake.warnings():
-    print(f"kdpipe: warning: {warning}", file=sys.stderr)
+if workflow.is_main_process:
+    for warning in PLAN.intake.warnings():
+        print(f"kdpipe: warning: {warning}", file=sys.stderr)
+    for line in forecast_power(PLAN):
+        print(f"kdpipe: {line}", file=sys.stderr)
 
 PATHS, CELLS, PROFILES = PLAN.paths, PLAN.cells, PLAN.profiles
+TRAININGS = CELLS | PLAN.trials  # those of trials are neither predicted nor scored
 RESOURCES = STUDY.resources
+CONFIGURED = canonical(config)
 TABLES = expand(
     f"{PATHS.tables(STUDY.study)}/{{name}}",
-    name=["scores.csv", "results.csv", "results.md", "results.tex"],
+    name=["scores.csv", "results.csv", "results.md", "comparisons.md", "claim.json"],
 )
 
 
@@ -45,10 +57,15 @@ def code(stage):
     """Params function: digest of the code that a stage runs, for the cell where there is one."""
 
     def digest_of(wildcards):
-        cell = CELLS.get(wildcards.get("cell")) or PROFILES.get(wildcards.get("profile"))
+        cell = TRAININGS.get(wildcards.get("cell")) or PROFILES.get(wildcards.get("profile"))
         return code_digest(*PLAN.stage_modules(stage, cell))
 
     return digest_of
+
+
+def package_files(pattern):
+    """Files of the package that are no code, sorted."""
+    return sorted(Path(kdpipe.__file__).parent.glob(pattern))
 
 
 def grows(amount):
@@ -61,11 +78,11 @@ def beside(name):
     return lambda wildcards, output: os.path.join(os.path.dirname(output[0]), name)
 
 
-def of_cell(path):
+def of_cell(path, cells=CELLS):
     """Input function: `path` with the folders {raw}, {prepared}, ... of the wildcards' cell."""
 
     def resolve(wildcards):
-        cell = CELLS[wildcards.cell]
+        cell = cells[wildcards.cell]
         dataset = cell.dataset.name
         return path.format(
             raw=PATHS.raw(dataset),
@@ -90,5 +107,5 @@ def network_files(wildcards):
 
 def teacher_model(wildcards):
     """Input function: model.pt of the cell's teacher, or nothing."""
-    folder = PLAN.teacher_folder(CELLS[wildcards.cell])
+    folder = PLAN.teacher_folder(TRAININGS[wildcards.cell])
     return f"{folder}/model.pt" if folder else []

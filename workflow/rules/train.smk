@@ -46,8 +46,8 @@ rule train_teacher:
 rule distill:
     input:
         run="{cell}/run.json",
-        split=of_cell("{fold}/split.json"),
-        cases=of_cell("{prepared}/cases.tsv"),
+        split=of_cell("{fold}/split.json", TRAININGS),
+        cases=of_cell("{prepared}/cases.tsv", TRAININGS),
         teacher=teacher_model,
     output:
         model="{cell}/model.pt",
@@ -58,7 +58,7 @@ rule distill:
     benchmark:
         "benchmarks/train/{cell}.tsv"
     wildcard_constraints:
-        cell=r".+/students/.+/seed\d+",
+        cell=DEFAULT_STUDENT,
     retries: RESOURCES.train.retries
     conda:
         "../../envs/kdpipe.yaml"
@@ -72,11 +72,13 @@ rule distill:
         loaders=RESOURCES.train.loaders,
     params:
         code=code("train"),
-        prepared=of_cell("{prepared}"),
+        prepared=of_cell("{prepared}", TRAININGS),
         state=beside("checkpoint"),
+        model=beside("model.pt"),
         teacher=lambda wildcards, input: f"--teacher {input.teacher}" if input.teacher else "",
+        choice="",  # of a student with tuned settings
     shell:
         "exec python -m kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
-        " --state {params.state} --model {output.model} {params.teacher} --code {params.code}"
+        " --state {params.state} --model {params.model} {params.teacher} {params.choice} --code {params.code}"
         " --checkpoint-seconds {resources.checkpoint_seconds}"
         " --loaders {resources.loaders} > {log} 2>&1"
