@@ -20,7 +20,7 @@ include: "workflow/rules/report.smk"
 
 # hours and disk of what starts now; `kdpipe plan` says it at any time
 onstart:
-    shell("printf '%s' {CONFIGURED:q} | python -m kdpipe plan /dev/stdin >&2")
+    shell("exec python -m kdpipe plan /dev/stdin <<< {CONFIGURED:q} >&2")
 
 
 localrules:
