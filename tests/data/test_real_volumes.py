@@ -64,7 +64,8 @@ def dice_of_a_perfect_prediction(
         None, folder / "predictions", card.labels.scored, "strict_mm",
         references={case.case: case.label}, cases=[case.case], in_voxels=not card.has_spacing,
     )  # fmt: skip
-    assert set(table["unit"]) == {"fraction", "mm" if card.has_spacing else "voxel"}
+    units = {"mm", "ml"} if card.has_spacing else {"voxel"}
+    assert set(table["unit"]) == {"fraction", *units}
     return table[table["metric"] == "dice"]["value"].tolist()
 
 
