@@ -140,7 +140,9 @@ def forecast_cost(plan: Plan, tflops: float) -> list[str]:
         if steps is None:
             unknown.add(cell.dataset.name)
             continue
-        operations = steps * _batch(plan, cell) * costs.macs_of_step(folder, cell) * _FLOPS
+        operations = (
+            steps * _recipe(plan, cell).batch_size * costs.macs_of_step(folder, cell) * _FLOPS
+        )
         hours[cell.role] += operations * _OVERHEAD / (tflops * 1e12) / 3600
     parts = [
         f"{trained[role]} {role}{'' if trained[role] == 1 else 's'}, about {_hours(hours[role])}"
@@ -217,10 +219,6 @@ def _steps(plan: Plan, cell: Cell) -> int | None:
     if train is None or len(plan.presets[cell.dataset.name].patch) == 2:  # slices: not counted yet
         return None
     return recipe.epochs * math.ceil(train / recipe.batch_size)
-
-
-def _batch(plan: Plan, cell: Cell) -> int:
-    return _recipe(plan, cell).batch_size
 
 
 def _recipe(plan: Plan, cell: Cell) -> Training:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from kdpipe.atomic import atomic_folder
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.infer.model import load_model
@@ -44,30 +43,22 @@ def predict_cases(
     """
     trained = load_model(model)
     network, targets = trained.network.to(device), Targets.of(trained.run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in out.parent.glob(f".tmp-{out.name}-*"):  # of a run that was killed
-        shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-    temporary.chmod(0o755)
-    try:
-        with ProgressReport("predicting, case", len(cases)) as report:
-            for case in cases:
-                stored = StoredCase(store / case)
-                scores = sliding_scores(
-                    network,
-                    torch.from_numpy(stored.image()).to(device),
-                    trained.patch,
-                    settings.overlap,
-                    settings.window_batch,
-                    stored.geometry["pad_value"],
-                )
-                found = scores.cpu().numpy()
-                restore_case(found, stored.geometry, targets, temporary, case)
-                if on_prepared_grid:
-                    keep_case(found, stored.geometry, targets, temporary / "prepared", case)
-                report.advance(note=case)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with (
+        atomic_folder(out) as temporary,
+        ProgressReport("predicting, case", len(cases)) as report,
+    ):
+        for case in cases:
+            stored = StoredCase(store / case)
+            scores = sliding_scores(
+                network,
+                torch.from_numpy(stored.image()).to(device),
+                trained.patch,
+                settings.overlap,
+                settings.window_batch,
+                stored.geometry["pad_value"],
+            )
+            found = scores.cpu().numpy()
+            restore_case(found, stored.geometry, targets, temporary, case)
+            if on_prepared_grid:
+                keep_case(found, stored.geometry, targets, temporary / "prepared", case)
+            report.advance(note=case)
