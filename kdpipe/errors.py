@@ -34,10 +34,20 @@ class TrainingDiverged(KdpipeError):
     exit_code = 4
 
 
+class Busy(KdpipeError):
+    """Another process works on the very same thing; nothing was touched (exit code 5)."""
+
+    exit_code = 5
+
+
 class Interrupted(KdpipeError):
-    """Stopped by a signal after saving a checkpoint; run again to go on (exit code 75)."""
+    """Stopped by a signal, in good order; run again to go on (exit code 75)."""
 
     exit_code = 75
+
+
+class WorkerLost(Interrupted):
+    """A process that works for this one was killed; run again to go on (exit code 75)."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from kdpipe.data.geometry import Grid
 from kdpipe.data.integrity import MAX_DISPLACEMENT_MM, read_volume
 from kdpipe.data.manifest import Case
 from kdpipe.errors import ConfigError, DataError
+from kdpipe.images.files import write_nifti
 from kdpipe.labels import Labels
 from kdpipe.progress import ProgressReport
 from kdpipe.provenance import code_digest, digest
@@ -88,7 +89,7 @@ def _canonical(case: Case, labels: Labels, folder: Path, rule: str) -> Case:
         ids = _merge(case, labels) if case.masks else _translate(case, labels)
         note.unlink(missing_ok=True)  # it vouches for the label map, so it goes first, comes last
         with atomic_path(file) as temporary:
-            sitk.WriteImage(ids, str(temporary), True)
+            write_nifti(ids, temporary)
         write_json(note, {"digest": wanted, "bytes": file.stat().st_size})
     return replace(case, label=file, sha256=wanted, masks=())
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from kdpipe.atomic import write_json
+from kdpipe.atomic import atomic_folder, write_json
 from kdpipe.data import phantom, phantom_brain
 from kdpipe.data.acquire import acquire
 from kdpipe.data.canonical import canonical_labels
@@ -87,15 +86,9 @@ def _generate(raw: Path, generator: Generator, labels: Labels) -> None:
         return
     if raw.exists() and _marker(raw) is None and any(raw.iterdir()):
         raise DataError(f"{raw}: holds files that were not generated; move them elsewhere")
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=raw.parent) as temporary:
-        fresh = Path(temporary) / "fresh"
-        fresh.mkdir()
+    with atomic_folder(raw) as fresh:
         module.generate(fresh, generator, labels)
         write_json(fresh / MARKER, {"digest": wanted})
-        if raw.exists():
-            raw.rename(Path(temporary) / "old")
-        fresh.rename(raw)
 
 
 def _marker(raw: Path) -> str | None:

@@ -1,15 +1,19 @@
-"""Image files: which names they have, and what SimpleITK's readers pass over in silence.
+"""Image files: which names they have, and what SimpleITK passes over in silence.
 
-That of NIfTI fills a truncated file with zeros, and turns NaN and infinite voxels into zeros, so
-that a broken label map looks like a missed organ. So the bytes are read here once before, to the
+Its reader of NIfTI fills a truncated file with zeros, and turns NaN and infinite voxels into zeros,
+so that a broken label map looks like a missed organ. So the bytes are read here once before, to the
 end, which also makes gzip check its checksum. Those of JPEG and BMP fill truncated files too.
+Its writer of NIfTI does not notice that the disk is full.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +70,21 @@ def read_image(file: Path) -> sitk.Image:
     if file.name.endswith(PICTURES):
         image.SetSpacing((1.0,) * image.GetDimension())
     return image
+
+
+def write_nifti(image: sitk.Image, file: Path) -> None:
+    """Write a NIfTI file, compressed, and make sure that all of it is there.
+
+    Raises:
+        OSError: it is not; as far as one can tell the disk is full.
+    """
+    import SimpleITK as sitk
+
+    sitk.WriteImage(image, str(file), True)
+    try:
+        count_non_finite(file)
+    except (EOFError, OSError, zlib.error, ValueError):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
 
 
 def itk_reason(error: Exception) -> str:

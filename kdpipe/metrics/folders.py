@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from kdpipe.images.files import SUFFIXES, case_name
 from kdpipe.metrics.labelmaps import LabelMap, check_same_grid, read_label_map
 from kdpipe.metrics.protocol import Score, as_scorings, check_structures, score_case
 from kdpipe.protocols import Scoring
+from kdpipe.workers import worker_pool
 
 #: folder, within that of the predictions, of those on the prepared grid
 PREPARED = "prepared"
@@ -196,9 +195,7 @@ def _run(jobs: Sequence[_Job], workers: int) -> Iterable[list[Score]]:
     """Scores of every job, in order."""
     if workers == 1 or len(jobs) == 1:
         return map(_score_files, jobs)
-    # Spawned, not forked: the caller may hold threads (torch) that a fork would deadlock on.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with worker_pool(min(workers, len(jobs))) as pool:
         return list(pool.map(_score_files, jobs))
 
 
