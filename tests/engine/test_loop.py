@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdpipe.engine.loop import Learner, Trainer
+from kdpipe.engine.learner import Learner
+from kdpipe.engine.loop import Trainer
 from kdpipe.engine.optim import clip_gradients, learning_rate
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder
@@ -185,13 +187,18 @@ def test_a_state_of_something_else_is_passed_over(tmp_path: Path) -> None:
     assert len(other.rows) == 4
 
 
-def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["state.pt"], ["state.pt", "previous.pt"]])
+def test_damaged_states_are_passed_over(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(ConnectionResetError):
         build(tmp_path, stopped_at(5)).run()
-    file = tmp_path / "state.pt"
-    file.write_bytes(file.read_bytes()[:1000])
-    expected = weights_digest(build(tmp_path / "whole").run().weights)
-    assert weights_digest(build(tmp_path).run().weights) == expected
+    for name in names:
+        file = tmp_path / name
+        file.write_bytes(file.read_bytes()[:1000])
+    whole = build(tmp_path / "whole")
+    expected = weights_digest(whole.run().weights)
+    resumed = build(tmp_path)
+    assert weights_digest(resumed.run().weights) == expected
+    assert _without_cost(resumed.rows) == _without_cost(whole.rows)
 
 
 def test_log_has_terms_norms_and_validation(tmp_path: Path) -> None:
@@ -328,7 +335,74 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
             yield {**batch, "image": batch["image"] * float("inf")}
 
     with pytest.raises(TrainingDiverged, match=r"not finite at step 0 \(segmentation nan"):
-        build(tmp_path, batches).run()
+        build(tmp_path / "state", batches).run()
+
+
+def diverges_at(step: int) -> Callable[[int], Iterator[dict[str, Tensor]]]:
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        for number, batch in enumerate(batches_from(start, 12), start):
+            yield {**batch, "image": batch["image"] * (float("nan") if number == step else 1)}
+
+    return batches
+
+
+def test_the_batch_that_a_training_diverged_on_is_kept_to_look_at(tmp_path: Path) -> None:
+    file = tmp_path / "cell" / "diverged.pt"
+    for step in (7, 5):  # the second replaces the first
+        with pytest.raises(TrainingDiverged, match=rf"at step {step} .*kept in {file}"):
+            build(tmp_path / "cell" / "state", diverges_at(step), every_seconds=1e9).run()
+    kept = torch.load(file, weights_only=True)
+    assert kept["step"] == 5
+    assert kept["terms"].keys() == {"segmentation", "memory", "critic"}
+    assert not torch.isfinite(torch.tensor(kept["terms"]["segmentation"]))
+    expected = next(batches_from(5, 6))
+    assert torch.equal(kept["batch"]["label"], expected["label"])
+    assert kept["batch"]["image"].isnan().all()
+    assert [path.name for path in file.parent.iterdir()] == ["diverged.pt"]
+
+
+def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "diverged.pt" / "folder").mkdir(parents=True)
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 2 .* could not be kept"):
+        build(tmp_path / "state", diverges_at(2)).run()
+
+
+def test_a_full_disk_stops_no_training_and_changes_no_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = weights_digest(build(tmp_path / "whole").run().weights)
+    trainer = build(tmp_path / "full")
+    real = torch.save
+
+    def no_space(content: Any, file: Any) -> None:
+        if 4 <= content["step"] < 9:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", no_space)
+    assert weights_digest(trainer.run().weights) == expected
+    assert "the state after step 4 is not saved: No space left on device" in caplog.text
+    assert trainer.checkpoint.step == 12
+
+
+def test_a_stop_on_a_full_disk_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.save
+
+    def no_space(content: Any, file: Any) -> None:
+        if content["step"] == 5:
+            signal.raise_signal(signal.SIGTERM)
+        if content["step"] >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(Interrupted, match="after step 6 of 12; the state after step 4 is in"):
+        build(tmp_path / "state").run()
+    monkeypatch.undo()
+    expected = weights_digest(build(tmp_path / "whole").run().weights)
+    assert weights_digest(build(tmp_path / "state").run().weights) == expected
 
 
 @pytest.mark.parametrize(

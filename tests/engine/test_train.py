@@ -1,28 +1,21 @@
-"""A cell from prepared images to its files, also when the process is killed on the way."""
+"""A cell from prepared images to its files."""
 
 from __future__ import annotations
 
 import json
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from blobs import CASES, make_job, make_run
+from blobs import make_job, make_run
 
+from kdpipe.engine.jobs import training_digest
 from kdpipe.engine.state import weights_digest
 from kdpipe.engine.train import Job, train
 from kdpipe.errors import ConfigError, DataError
-from kdpipe.infer.model import load_model
-from kdpipe.provenance import digest
-
-COST = ["seconds", "energy_j"]
+from kdpipe.infer.model import load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +59,49 @@ def test_methods_of_one_seed_start_alike_and_see_the_same_crops(
 def test_a_second_run_gives_the_same_bits_and_another_seed_does_not(
     store: Path, tmp_path: Path
 ) -> None:
-    digests = []
+    digests, files = [], []
     for number, seed in enumerate((5, 5, 6)):
         run = make_run()
         run["cell"]["seed"] = seed
         job = make_job(store, tmp_path / str(number), run)
         train(job)
         digests.append(facts(job)["weights_sha256"])
+        files.append(job.model.read_bytes())
     assert digests[0] == digests[1] != digests[2]
+    assert files[0] == files[1] != files[2]
+
+
+def test_equal_models_are_equal_files_however_their_parts_were_made(
+    tmp_path: Path, teacher: Path
+) -> None:
+    content = torch.load(teacher, weights_only=True)
+    name = "".join(["unet", "_tiny"])  # equal to others, but a string of its own
+    run = dict(reversed(content["run"].items()))
+    run["network"] = content["run"]["network"] | {"name": name}
+    weights = {"".join(part): value.clone() for part, value in content["weights"].items()}
+    save_model(tmp_path / "another name.pt", weights, run, content["preparation"])
+    assert (tmp_path / "another name.pt").read_bytes() == teacher.read_bytes()
+
+
+def test_a_student_depends_on_what_its_teacher_is_and_not_on_its_name(
+    store: Path, tmp_path: Path, teacher: Path
+) -> None:
+    content = torch.load(teacher, weights_only=True)
+    run, preparation, weights = (content[key] for key in ("run", "preparation", "weights"))
+    first = next(iter(weights))
+    variants = {
+        "renamed": (weights, run | {"cell": run["cell"] | {"teacher": "another"}}, preparation),
+        "weights": (weights | {first: weights[first] + 1e-6}, run, preparation),
+        "patch": (weights, run | {"patch": [32, 32, 32]}, preparation),
+        "images": (weights, run, preparation | {"preset": "another"}),
+    }
+    digests = {"itself": training_digest(make_job(store, tmp_path, make_run("kd"), teacher))}
+    for name, parts in variants.items():
+        save_model(tmp_path / f"{name}.pt", *parts)
+        job = make_job(store, tmp_path, make_run("kd"), tmp_path / f"{name}.pt")
+        digests[name] = training_digest(job)
+    assert digests.pop("renamed") == digests["itself"]
+    assert len(set(digests.values())) == 4
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -118,76 +146,3 @@ def test_a_model_file_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"format": 1, "run": print}, file)
     with pytest.raises(DataError, match="not a usable kdpipe model"):
         load_model(file)
-
-
-class Command:
-    """``kdpipe distill`` as its own process, in a folder with everything that it reads."""
-
-    def __init__(self, store: Path, folder: Path, teacher: Path):
-        self.folder = folder
-        folder.mkdir()
-        (folder / "prepared").mkdir()
-        (folder / "prepared" / "cases").symlink_to(store)
-        (folder / "prepared" / "run.json").write_text("{}")
-        run = make_run("kd", epochs=20, steps_per_epoch=4, validate_every=5)
-        (folder / "run.json").write_text(json.dumps(run))
-        split = {"train": CASES[:4], "val": CASES[4:5], "test": CASES[5:]}
-        (folder / "split.json").write_text(json.dumps(split | {"sha256": digest(split)}))
-        flags = {
-            "run": "run.json",
-            "prepared": "prepared",
-            "split": "split.json",
-            "state": "state",
-            "model": "model.pt",
-            "teacher": str(teacher),
-            "checkpoint-seconds": "0",
-        }
-        pairs = [text for flag, value in flags.items() for text in (f"--{flag}", value)]
-        self.arguments = [sys.executable, "-m", "kdpipe", "distill", *pairs]
-
-    def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.arguments, cwd=self.folder, stderr=subprocess.DEVNULL)
-
-    def kill_while_training(self, number: int, wait: float) -> int:
-        """Start, wait for a checkpoint of this process and then `wait` seconds, send a signal."""
-        state = self.folder / "state" / "state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        process = self.start()
-        while process.poll() is None:
-            if state.exists() and state.stat().st_mtime_ns != before:
-                time.sleep(wait)
-                process.send_signal(number)
-                break
-            time.sleep(0.002)
-        return process.wait(timeout=60)
-
-    def weights(self) -> str:
-        content = json.loads((self.folder / "model.json").read_text())
-        return str(content["weights_sha256"])
-
-
-@pytest.mark.slow
-def test_killed_at_random_points_it_goes_on_to_the_same_bits(
-    store: Path, tmp_path: Path, teacher: Path
-) -> None:
-    undisturbed = Command(store, tmp_path / "undisturbed", teacher)
-    assert undisturbed.start().wait(timeout=120) == 0
-
-    disturbed = Command(store, tmp_path / "disturbed", teacher)
-    chance = random.Random(time.time_ns())
-    codes = [
-        disturbed.kill_while_training(number, chance.uniform(0, 0.15))
-        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)
-    ]
-    assert not (disturbed.folder / "model.pt").exists()
-    assert codes == [-signal.SIGKILL, 75, -signal.SIGKILL, 75]
-    assert disturbed.start().wait(timeout=120) == 0
-
-    assert disturbed.weights() == undisturbed.weights()
-    histories = [
-        pd.read_csv(command.folder / "train.csv").drop(
-            columns=["seconds", "energy_j"], errors="ignore"
-        )
-        for command in (disturbed, undisturbed)
-    ]
-    pd.testing.assert_frame_equal(*histories, check_exact=True)
