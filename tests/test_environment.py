@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 
@@ -25,10 +26,57 @@ def test_every_declared_package_is_pinned(root: Path) -> None:
     assert _names([*project["dependencies"], *extras]) <= pins.keys()
 
 
-def test_the_conda_environment_has_the_pinned_versions(root: Path) -> None:
+def _pip_part(file: Path) -> list[str]:
+    environment = yaml.safe_load(file.read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    *plain, last = environment["dependencies"]
+    assert plain == ["python =3.11", "pip"]
+    assert list(last) == ["pip"]  # what pip installs must come last
+    return last["pip"]
+
+
+def test_the_environment_files_are_known(root: Path) -> None:
+    assert {file.name for file in (root / "envs").iterdir()} >= {"Apptainer.def"}
+    assert {file.name for file in (root / "envs").glob("*.yaml")} == {
+        "kdpipe.yaml",
+        "cluster.yaml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "extra"), [("kdpipe.yaml", ()), ("cluster.yaml", ("slurm",))], ids=str
+)
+def test_a_conda_environment_has_the_pinned_versions(
+    root: Path, file: str, extra: tuple[str, ...]
+) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    environment = yaml.safe_load((root / "envs" / "kdpipe.yaml").read_text())
-    (pip,) = (part["pip"] for part in environment["dependencies"] if isinstance(part, dict))
-    given = _pins(pip)
-    assert given.keys() == _names(project["dependencies"])
+    lines = _pip_part(root / "envs" / file)
+    assert all("==" in line for line in lines)
+    given = _pins(lines)
+    wanted = _names(project["dependencies"])
+    for group in extra:
+        wanted |= _names(project["optional-dependencies"][group])
+    brought_along = {"snakemake-executor-plugin-slurm-jobstep"} if extra else set()
+    assert given.keys() == wanted | brought_along
     assert given.items() <= _pins((root / "constraints.txt").read_text().splitlines()).items()
+
+
+def test_the_image_is_built_from_the_same_pins_and_python(root: Path) -> None:
+    recipe = (root / "envs" / "Apptainer.def").read_text()
+    assert re.search(r"^From: python:3\.11-slim$", recipe, re.M)
+    (install,) = re.findall(r"^    (pip install .*)$", recipe, re.M)
+    assert "--constraint /opt/kdpipe/constraints.txt" in install
+    copied = re.findall(r"^    (\S+) /opt/kdpipe/(\S+)$", recipe, re.M)
+    assert all(source == target and (root / source).exists() for source, target in copied)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    needed = {"constraints.txt", "pyproject.toml", "kdpipe", project["readme"]}
+    assert needed | set(project["license-files"]) == {source for source, _ in copied}
+
+
+def test_the_rules_find_their_environment(root: Path) -> None:
+    named = {
+        (file.parent / found).resolve()
+        for file in (root / "workflow" / "rules").glob("*.smk")
+        for found in re.findall(r'^    conda:\n        "(.+)"$', file.read_text(), re.M)
+    }
+    assert named == {root / "envs" / "kdpipe.yaml"}
