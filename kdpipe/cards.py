@@ -21,6 +21,7 @@ from kdpipe.protocols import DEFAULT_TOLERANCE_MM
 from kdpipe.schema import Strict, explain
 from kdpipe.sources import Access, Archive, Generator, Licence, Source
 from kdpipe.splits import Split, n_folds
+from kdpipe.yaml_files import load_yaml
 
 BUILTIN_CARDS = Path(__file__).parent / "data" / "cards"
 PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
@@ -148,7 +149,7 @@ def load_card(name: str, folders: Sequence[Path | str] = ()) -> Card:
         raise ConfigError(f"unknown data set {name!r}: {did_you_mean(name, files)}")
     file = files[name]
     try:
-        card = Card.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        card = Card.model_validate(load_yaml(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None
     except ValidationError as error:

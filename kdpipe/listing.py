@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
 from kdpipe.facts import method_facts, network_facts
 from kdpipe.protocols import get_protocol, protocol_names
 from kdpipe.provenance import environment
+from kdpipe.yaml_files import load_yaml
 
 _STUDIES = Path(__file__).parent.parent / "workflow" / "studies"
 
@@ -69,7 +68,7 @@ def _first_sentence(file: Path) -> str:
     comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     if said := " ".join(line.lstrip("# ") for line in comment):
         return said.partition(". ")[0].rstrip(".")
-    return str((yaml.safe_load(text) or {}).get("study", file.stem))
+    return str((load_yaml(text) or {}).get("study", file.stem))
 
 
 def diagnosis() -> dict[str, str]:

@@ -21,6 +21,7 @@ from kdpipe.data.inspection import Inspection, inspect_folder
 from kdpipe.data.proposal import Chosen, Proposal, propose
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.schema import explain
+from kdpipe.yaml_files import load_yaml
 
 _WIDTH = 100
 
@@ -65,7 +66,7 @@ def _free(name: str, out: Path) -> Path:
 def _check(text: str, folder: Path) -> None:
     """The card must be legal; what is not comes from the folder, such as two labels of one name."""
     try:
-        Card.model_validate(yaml.safe_load(text))
+        Card.model_validate(load_yaml(text))
     except ValidationError as error:
         raise DataError(f"{folder}: no card can be written: {explain(error, Card)}") from None
 

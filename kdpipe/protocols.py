@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.schema import Strict, explain
+from kdpipe.yaml_files import load_yaml
 
 FOLDER = Path(__file__).parent / "metrics" / "protocols"
 #: errors by distance from the boundary; scored beside the protocols of every study
@@ -185,7 +186,7 @@ def get_protocol(name: str) -> Protocol:
         raise ConfigError(f"unknown protocol {name!r}; {did_you_mean(name, names)}")
     file = FOLDER / f"{name}.yaml"
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = load_yaml(file.read_text(encoding="utf-8"))
         return Protocol.model_validate({"name": name, **content})
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None

@@ -149,12 +149,18 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _case_of(root: Path, match: re.Match[str], layout: Layout) -> Case:
     groups = match.groupdict("")
-    others = [root / template.format(**groups) for template in layout.channels]
-    masks = tuple((name, root / file.format(**groups)) for name, file in layout.masks.items())
-    label = masks[0][1] if masks else root / (layout.label or "").format(**groups)
+    others = [_below(root, template.format(**groups)) for template in layout.channels]
+    masks = tuple((n, _below(root, file.format(**groups))) for n, file in layout.masks.items())
+    label = masks[0][1] if masks else _below(root, (layout.label or "").format(**groups))
     subject = groups.get("subject") or _subject(groups["case"], layout)
     images = (root / match.string, *others)
     return Case(groups["case"], subject, images, label, "", groups.get("part", ""), masks)
+
+
+def _below(root: Path, path: str) -> Path:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ConfigError(f"{path!r} leads out of {root}; mend the templates of the card's layout")
+    return root / path
 
 
 def _files(case: Case) -> tuple[Path, ...]:

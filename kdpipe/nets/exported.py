@@ -14,8 +14,12 @@ Source: PyTorch, torch.export. Stages: ``logits``, and those of ``taps``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +33,8 @@ from kdpipe.errors import ConfigError, DataError
 from kdpipe.nets._foreign import Foreign, check_channels, check_taps, model_path, places
 
 TRAINED = True
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_PICKLED = "opaque_obj_"  # how members are called that PyTorch unpickles with all they can do
 
 
 class Params(Parameters):
@@ -57,7 +63,8 @@ def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: 
     """Return the network: ``(B, in_channels, *S)`` -> logits ``(B, out_channels, *S)``."""
     file = model_path("exported", params.path)
     try:
-        program = torch.export.load(file)
+        with _no_code(file):
+            program = torch.export.load(file)
     except Exception as error:  # zip, JSON and unpickling errors alike
         reason = str(error).partition("\n")[0]
         raise DataError(
@@ -82,6 +89,27 @@ def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: 
     network = torch.export.unflatten(program)
     check_taps(who, network, params.taps)
     return ExportedNetwork(network, out_channels, shape=shape, needs_values=True)
+
+
+@contextmanager
+def _no_code(file: Path) -> Iterator[None]:
+    """Let PyTorch read tensors and plain values only; else it runs the code of a pickle in `file`.
+
+    Raises:
+        ValueError: the file holds a pickled object of Python.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(_PICKLED in name for name in archive.namelist()):
+                raise ValueError("it holds a pickled object, whose code would run")
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_FORCE]
+        if before is not None:
+            os.environ[_FORCE] = before
 
 
 def stages(params: Params) -> dict[str, str]:

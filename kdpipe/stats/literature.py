@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from kdpipe.errors import ConfigError
 from kdpipe.schema import Strict, explain
 from kdpipe.stats.scores import OVERALL
+from kdpipe.yaml_files import load_yaml
 
 FOLDER = Path(__file__).parent / "references"
 Role = Literal["teacher", "student"]
@@ -150,7 +151,7 @@ def load_references(folder: Path = FOLDER) -> list[Reference]:
 
 def _load(file: Path) -> Reference:
     try:
-        found = Reference.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        found = Reference.model_validate(load_yaml(file.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {error}") from None
     except ValidationError as error:
