@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdpipe.data.targets import Targets
+from kdpipe.engine import parallel
 from kdpipe.engine.device import compute_dtype, pick_device
 from kdpipe.engine.jobs import Job, write_results
 from kdpipe.engine.validate import Validator
@@ -47,7 +48,9 @@ def adopt(job: Job) -> None:
     log.info("taken over, validation Dice %.4f", dice)
     cost = {"seconds": 0.0, "energy_j": 0.0}
     rows = [{"epoch": 0, "step": 0, **cost, "validation_dice": dice}]
-    write_results(job, network.state_dict(), rows, best_epoch=0, dice=dice)
+    parallel.from_main(
+        lambda: write_results(job, network.state_dict(), rows, best_epoch=0, dice=dice)
+    )
 
 
 def load_weights(network: nn.Module, file: Path) -> None:

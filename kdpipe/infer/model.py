@@ -6,6 +6,7 @@ A network that brings its own weights (TorchScript, a bundle, nnU-Net) is not co
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,17 +53,35 @@ class TrainedModel:
 def save_model(
     path: Path, weights: Mapping[str, Tensor], run: dict[str, Any], preparation: dict[str, Any]
 ) -> None:
-    """Write a model file atomically; tensors and plain values only, no pickled code."""
+    """Write a model file atomically; tensors and plain values only, no pickled code.
+
+    Equal models are equal files, so that a teacher that was trained twice is the same teacher.
+    """
     content = {
         "format": _FORMAT,
-        "run": run,
-        "preparation": preparation,
-        "sources": _sources(run["network"]),
+        "run": _canonical(run),
+        "preparation": _canonical(preparation),
+        "sources": _canonical(_sources(run["network"])),
     }
     if not content["sources"]:
-        content["weights"] = {name: t.detach().cpu().clone() for name, t in weights.items()}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        content["weights"] = {sys.intern(n): t.detach().cpu().clone() for n, t in weights.items()}
+    # given a path, torch would store its name, which is temporary
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def _canonical(value: Any) -> Any:
+    """Return equal values for which pickle writes equal bytes, in whatever way they were made.
+
+    It writes an object that comes twice as a reference, and two equal strings as two.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_canonical, value))
+    return value
 
 
 def _sources(spec: Mapping[str, Any]) -> dict[str, str]:
