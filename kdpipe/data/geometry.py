@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
 
 from kdpipe.errors import DataError
+
+if TYPE_CHECKING:  # a training reads no image: it need not wait for it
+    import SimpleITK as sitk
 
 Coordinates = Sequence[np.ndarray]
 
@@ -59,6 +61,8 @@ class Grid(NamedTuple):
     @property
     def orientation(self) -> str:
         """Closest axis codes with nibabel's meaning: 'RAS' runs to right, anterior, superior."""
+        import SimpleITK as sitk
+
         return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
 
     def corners(self) -> np.ndarray:
@@ -118,6 +122,8 @@ def to_array(image: sitk.Image) -> np.ndarray:
 
     SimpleITK's view would be cheaper, but it dangles as soon as the image is collected.
     """
+    import SimpleITK as sitk
+
     return sitk.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
@@ -126,11 +132,15 @@ def view_of(image: sitk.Image) -> np.ndarray:
 
     Valid only as long as the caller keeps the image.
     """
+    import SimpleITK as sitk
+
     return sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
 
 
 def to_image(array: np.ndarray, grid: Grid) -> sitk.Image:
     """Return `array` `(x, y, z)` as an image on `grid`."""
+    import SimpleITK as sitk
+
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
@@ -155,7 +165,7 @@ def argmax_classes(scores: np.ndarray) -> np.ndarray:
 def labels_at(
     labels: np.ndarray,
     coordinates: Coordinates,
-    scores: np.ndarray | None = None,
+    scores: np.ndarray,
     decode: Callable[[np.ndarray], np.ndarray] = argmax_classes,
 ) -> np.ndarray:
     """Label the points of a rectilinear grid by the linearly interpolated scores.
@@ -167,9 +177,9 @@ def labels_at(
     the whole.
 
     Args:
-        labels: (X, Y, Z) uint8; what `decode` makes of `scores` where those are given.
+        labels: (X, Y, Z) uint8; what `decode` makes of `scores`.
         coordinates: three vectors, in voxels; beyond the edge the nearest voxel counts.
-        scores: (K, X, Y, Z) finite; None stands for the one-hot code of `labels`.
+        scores: (K, X, Y, Z) finite.
         decode: scores (K, ...) -> labels (...), see `kdpipe.data.targets.Targets.decode`.
 
     Returns:
@@ -183,7 +193,7 @@ def labels_at(
         result[..., begin : begin + SLAB] = _labels_at(
             labels[..., first:last],
             [*plane, part - first],
-            None if scores is None else scores[..., first:last],
+            scores[..., first:last],
             decode,
         )
     return result
@@ -201,35 +211,35 @@ def source_planes(positions: np.ndarray, n: int, margin: int) -> tuple[int, int]
 def _labels_at(
     labels: np.ndarray,
     coordinates: Coordinates,
-    scores: np.ndarray | None,
+    scores: np.ndarray,
     decode: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     low, high, weight = zip(
-        *(_neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)), strict=True
+        *(neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)), strict=True
     )
     labels = np.ascontiguousarray(labels)
     result = np.ascontiguousarray(labels[np.ix_(*low)])
     if not any(w.any() for w in weight):
         return result
     mixed = np.flatnonzero(_mixed_cells(labels)[np.ix_(*low)])
-    if scores is not None:
-        scores = np.ascontiguousarray(scores).reshape(len(scores), -1)
+    scores = np.ascontiguousarray(scores).reshape(len(scores), -1)
     for begin in range(0, len(mixed), _POINTS):
         block = mixed[begin : begin + _POINTS]
         where = np.unravel_index(block, result.shape)
         corners = list(_corners(where, low, high, weight, labels.shape))
-        if scores is not None:
-            result.ravel()[block] = decode(_weighted(scores, corners))
-        else:
-            result.ravel()[block] = _vote(labels.ravel(), corners)
+        result.ravel()[block] = decode(_weighted(scores, corners))
     return result
 
 
-def _neighbours(coordinate: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the voxel below, the voxel above and the weight of the latter."""
+def neighbours(coordinate: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the voxel below, the voxel above and the weight of the latter.
+
+    A point on a voxel has that voxel on both sides.
+    """
     clamped = np.clip(coordinate, 0, n - 1)
     low = np.floor(clamped).astype(np.intp)
-    return low, np.minimum(low + 1, n - 1), clamped - low
+    weight = clamped - low
+    return low, low + (weight > 0), weight
 
 
 def _mixed_cells(labels: np.ndarray) -> np.ndarray:
@@ -260,13 +270,3 @@ def _weighted(scores: np.ndarray, corners: list[Any]) -> np.ndarray:
     for index, weight in corners:
         total += scores[:, index] * weight.astype(np.float32)
     return total
-
-
-def _vote(labels: np.ndarray, corners: list[Any]) -> np.ndarray:
-    """Return the label with the largest weighted sum over the corners, one a point."""
-    points = np.arange(len(corners[0][0]))
-    votes = [(labels[index], weight) for index, weight in corners]
-    total = np.zeros((1 + max(int(label.max()) for label, _ in votes), len(points)))
-    for label, weight in votes:
-        total[label, points] += weight
-    return total.argmax(axis=0).astype(np.uint8)

@@ -11,11 +11,14 @@ import base64
 import hashlib
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk
 
 from kdpipe.data.geometry import Grid, to_array
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 BLOCKS = 32
 """Blocks along each axis, whose means the rough hash looks at."""

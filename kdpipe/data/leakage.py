@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdpipe.data.case_facts import Facts
 from kdpipe.data.findings import Finding
 from kdpipe.data.hashes import near_pairs
 from kdpipe.errors import DataError
+
+if TYPE_CHECKING:  # it reads images, which a split does not
+    from kdpipe.data.case_facts import Facts
 
 PARTS = ("train", "val", "test")
 

@@ -30,6 +30,21 @@ class Case:
     part: str = ""
     masks: tuple[tuple[str, Path], ...] = ()
 
+    def __post_init__(self) -> None:
+        check_case_name(self.case)
+
+
+def check_case_name(name: str) -> None:
+    """Raise DataError unless files and folders can be named after a case.
+
+    Names come with the data, and `../x` would lead out of every folder that kdpipe writes to.
+    """
+    if not isinstance(name, str) or name in {"", ".", ".."} or re.search(r"[/\\\x00-\x1f]", name):
+        raise DataError(
+            f"case id {name!r}: not usable as the name of a file (empty, dots alone, or with a "
+            "slash or a control character); rename the case's files"
+        )
+
 
 def write_manifest(path: Path, cases: Sequence[Case]) -> None:
     """Write the cases as TSV with the columns `COLUMNS`; images are joined by `;`.

@@ -42,8 +42,8 @@ def estimated_mb(case: Case, preset: Preparation) -> int:
     """Estimate from the headers the memory that preparing a case takes, MB; 0 if unreadable.
 
     Counted a voxel: the raw channels twice, as integers or floats (8 bytes), label map and mask
-    (2); on the prepared grid the channels as float32 and float16 (6), labels and masks (2).
-    Resampling works in slabs and adds little; `bench/preparation_memory.py` measures.
+    (2); on the prepared grid the channels as float32 and as stored (6), labels and masks (2).
+    Resampling works in blocks and adds little; `bench/preparation_memory.py` measures.
     """
     native = prepared = 0.0
     for file in case.images:

@@ -11,13 +11,11 @@ import gc
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +32,12 @@ from kdpipe.data.geometry import Grid
 from kdpipe.data.integrity import check_case, read_case, refuse
 from kdpipe.data.memory import affordable_workers
 from kdpipe.data.preprocess import prepare_images, prepare_label
+from kdpipe.data.shared_cases import give_case, take_case
 from kdpipe.data.store import (
     StoredCase,
     is_complete,
     remove_stale,
+    remove_temporary,
     sample_foreground,
     write_case,
 )
@@ -45,7 +45,8 @@ from kdpipe.data.verdict import Checks, conclude, stop_on_errors
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
 from kdpipe.presets import Preparation
-from kdpipe.progress import ProgressReport
+from kdpipe.progress import ProgressReport, start_log
+from kdpipe.workers import worker_pool
 
 if TYPE_CHECKING:
     from kdpipe.data.manifest import Case
@@ -106,7 +107,11 @@ def prepare(
     arguments = [
         (case, preset, labels, channels, store, digests[case.case], waivers) for case in todo
     ]
-    failed = _prepare_all(arguments, affordable_workers(todo, preset, workers, memory_mb))
+    try:
+        failed = _prepare_all(arguments, affordable_workers(todo, preset, workers, memory_mb))
+    except BaseException:  # a signal too
+        remove_temporary(store)
+        raise
     geometries = {
         case.case: StoredCase(store / case.case).geometry
         for case in cases
@@ -134,7 +139,7 @@ def prepare_case(
     digest: str,
     waivers: Sequence[Waiver] = (),
 ) -> None:
-    """Check, prepare and store one case.
+    """Check, prepare and store one case, unless another study has done so (`kdpipe.sharing`).
 
     Its `geometry.json` keeps the `digest`, and with the findings and facts of the case all that
     `kdpipe.data.checks` needs, so that its files are read once.
@@ -151,6 +156,8 @@ def prepare_case(
     Raises:
         CheckError: if the case fails a check; nothing is stored then.
     """
+    if take_case(case, store, digest, waivers):
+        return
     images, label = read_case(case)
     findings = check_case(case, images, label, labels, channels, waivers)
     facts = case_facts(case, images, label, labels)
@@ -177,7 +184,9 @@ def prepare_case(
         "facts": facts,
     }
     foreground = sample_foreground(prepared_label, len(labels.raw))
-    write_case(store / case.case, image, prepared_label, geometry, foreground)
+    stepped = all(done["kind"] != "unchanged" for done in geometry["intensity"])
+    write_case(store / case.case, image, prepared_label, geometry, foreground, stepped)
+    give_case(case, store, digest, waivers)
 
 
 def _prepare_all(arguments: list[tuple[Any, ...]], workers: int) -> dict[str, tuple[Finding, ...]]:
@@ -200,20 +209,20 @@ def _run(
 ) -> Iterator[tuple[str, tuple[Finding, ...]]]:
     """Prepare cases in this process or in others; yield each name and why it was refused."""
     if workers == 1:
-        for argument in arguments:
-            yield argument[0].case, _attempt(*argument)
+        gc.freeze()  # what is there already need not be looked through for cycles after each image
+        try:
+            for argument in arguments:
+                yield argument[0].case, _attempt(*argument)
+        finally:
+            gc.unfreeze()
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
+    with worker_pool(workers, _start_worker, threads, log.getEffectiveLevel()) as pool:
         futures: dict[Future[tuple[Finding, ...]], str] = {
             pool.submit(_attempt, *argument): argument[0].case for argument in arguments
         }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], _result(future, futures[future])
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def _attempt(case: Case, *arguments: Any) -> tuple[Finding, ...]:
@@ -225,18 +234,9 @@ def _attempt(case: Case, *arguments: Any) -> tuple[Finding, ...]:
     return ()
 
 
-def _result(future: Future[tuple[Finding, ...]], name: str) -> tuple[Finding, ...]:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        text = (
-            "a worker process died, most often for lack of memory; use fewer workers or give the "
-            "job more memory, and run again"
-        )
-        return (Finding("P01", "error", text, name, waivable=False),)
-
-
-def _limit_threads(threads: int) -> None:
+def _start_worker(threads: int, level: int) -> None:
+    start_log(level)
+    gc.freeze()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.data.geometry import SLAB, Grid, labels_at, source_planes, to_array, to_image, view_of
+from kdpipe.data.geometry import SLAB, Grid, to_array, to_image, view_of
+from kdpipe.data.resampling import CUBIC, LINEAR, image_at, one_hot_at
 from kdpipe.errors import DataError
 from kdpipe.presets import Intensity, Preparation, Rescale, Standardize, Window, ZScore
 
-_SUPPORT = 16
-"""Planes around a slab after which the coefficients of a cubic B-spline have forgotten its edge:
-they fall by 0.27 a voxel, to 1e-9."""
 CROP_MARGIN = 2
 """Voxels kept around the foreground, so that its border keeps some context."""
 LARGEST = float(np.finfo(np.float16).max)
@@ -99,7 +97,7 @@ def prepare_label(label: sitk.Image, geometry: dict[str, Any]) -> np.ndarray:
     on_image_grid = to_image(to_array(label).astype(np.uint8, copy=False), native)
     oriented = _orient(on_image_grid, geometry["orientation"])
     coordinates, _ = Grid.of(oriented).coordinates_of(prepared)
-    return labels_at(to_array(oriented), coordinates)
+    return one_hot_at(to_array(oriented), coordinates)
 
 
 def _orient(image: sitk.Image, orientation: str | None) -> sitk.Image:
@@ -111,9 +109,8 @@ def _orient(image: sitk.Image, orientation: str | None) -> sitk.Image:
 def _resample(image: sitk.Image, grid: Grid, interpolation: str, out: np.ndarray) -> None:
     """Write the image on `grid` to `out`, (X, Y, Z) float32, within the range of the input.
 
-    Beyond the centres of the last voxels the nearest voxel counts. A B-spline overshoots beside
-    an edge; the clip takes that away. It needs four voxels an axis: thinner images are
-    interpolated linearly.
+    A B-spline is of little sense along fewer than four voxels: thinner images are interpolated
+    linearly.
     """
     voxels = view_of(image)
     coordinates, _ = Grid.of(image).coordinates_of(grid)
@@ -124,19 +121,7 @@ def _resample(image: sitk.Image, grid: Grid, interpolation: str, out: np.ndarray
             out[:, :, begin : begin + SLAB] = voxels[np.ix_(x, y, part)]
         return
     spline = interpolation == "bspline" and min(image.GetSize()) >= 4
-    kind = sitk.sitkBSpline if spline else sitk.sitkLinear
-    low, high = float(voxels.min()), float(voxels.max())
-    for begin in range(0, grid.size[2], SLAB):
-        planes = coordinates[2][begin : begin + SLAB]
-        first, last = source_planes(planes, voxels.shape[2], margin=_SUPPORT)
-        part = sitk.Cast(image[:, :, first:last], sitk.sitkFloat32)
-        slab = grid.cropped((0, 0, begin), (*grid.size[:2], len(planes)))
-        size, spacing, origin, direction = slab
-        resampled = sitk.Resample(
-            part, size, sitk.Transform(), kind, origin, spacing, direction, 0.0,
-            sitk.sitkFloat32, True,
-        )  # fmt: skip
-        np.clip(to_array(resampled), low, high, out=out[:, :, begin : begin + SLAB])
+    image_at(voxels, coordinates, CUBIC if spline else LINEAR, out)
 
 
 def _on_voxels(positions: np.ndarray, n: int) -> bool:
@@ -157,7 +142,7 @@ def _foreground(
         voxels = view_of(raw)
         mask = voxels > intensity.low if isinstance(intensity, Window) else voxels != 0
         coordinates, _ = Grid.of(raw).coordinates_of(grid)
-        foreground[number] = labels_at(mask.astype(np.uint8), coordinates)
+        foreground[number] = one_hot_at(mask.astype(np.uint8), coordinates)
     return foreground
 
 

@@ -66,8 +66,8 @@ class CropDataset(Dataset[dict[str, Tensor]]):
         image, label = self.cases[number].crop(self._corner(number, rng), self._box)
         channels, sides = len(image), self.recipe.patch
         item = {
-            "image": torch.from_numpy(image.astype(np.float32)).reshape(channels, *sides),
-            "label": torch.from_numpy(label.astype(np.int64)).reshape(1, *sides),
+            "image": torch.from_numpy(image).reshape(channels, *sides),
+            "label": torch.from_numpy(label).reshape(1, *sides),
         }
         self._augment.set_random_state(seed=int(rng.integers(2**31)))
         item = self._augment(item)
@@ -107,12 +107,25 @@ class CropDataset(Dataset[dict[str, Tensor]]):
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Yield the keys of each batch from `start` (a global step) to the last."""
+    """Yield the keys of each batch from `start` (a global step) to the last.
 
-    def __init__(self, start: int, epochs: int, steps_per_epoch: int, batch_size: int):
+    Of `world` processes that train together each has an equal share, in the order of `rank`.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.steps = range(start, epochs * steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
+        share = batch_size // world
+        self.mine = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -121,7 +134,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         for step in self.steps:
             epoch, place = divmod(step, self.steps_per_epoch)
             first = place * self.batch_size
-            yield [(epoch, index) for index in range(first, first + self.batch_size)]
+            yield [(epoch, first + index) for index in self.mine]
 
 
 def _augmentation(settings: Augmentation, dims: int) -> Any:
@@ -129,19 +142,19 @@ def _augmentation(settings: Augmentation, dims: int) -> Any:
     from monai import transforms
     from monai.data.meta_obj import set_track_meta
 
+    from kdpipe.data.noise import RandomNoise  # loads MONAI
+    from kdpipe.data.warp import RandomAffine
+
     set_track_meta(False)  # plain tensors: no bookkeeping of affines that nobody reads
     steps: list[Any] = []
     both, image = ["image", "label"], ["image"]
     if settings.affine_probability > 0:
         angle = float(np.deg2rad(settings.rotation_degrees))
         steps.append(
-            transforms.RandAffined(
-                both,
+            RandomAffine(
                 prob=settings.affine_probability,
                 rotate_range=[angle] * (dims if dims == 3 else 1),
                 scale_range=[settings.zoom] * dims,
-                mode=["bilinear", "nearest"],
-                padding_mode="border",
             )
         )
     if settings.flip_probability > 0:
@@ -154,6 +167,6 @@ def _augmentation(settings: Augmentation, dims: int) -> Any:
         steps += [
             transforms.RandScaleIntensityd(image, settings.intensity_scale, chance),
             transforms.RandShiftIntensityd(image, settings.intensity_shift, prob=chance),
-            transforms.RandGaussianNoised(image, chance, std=settings.noise_sd),
+            RandomNoise(chance, settings.noise_sd),
         ]
     return transforms.Compose(steps)

@@ -11,6 +11,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kdpipe.cards import Waiver
 from kdpipe.data._split_rules import PARTS, Parts, Row, apply_rule
 from kdpipe.data.findings import waive
 from kdpipe.data.leakage import check_split, read_cases
+from kdpipe.data.manifest import check_case_name
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.provenance import digest, file_digest
 from kdpipe.splits import ExplicitSplit, Split, n_folds
@@ -145,6 +147,8 @@ def read_split(path: Path) -> dict[str, Any]:
         stored = split["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not readable as a split ({error}); {mend}") from None
+    for case in chain.from_iterable(parts.values()):
+        check_case_name(case)
     _check_disjoint(parts, bool(split.get("selects_on_test")), str(path))
     if digest(parts) != stored:
         raise DataError(

@@ -23,7 +23,7 @@ from kdpipe.data.prepare import prepare
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
-from kdpipe.infer.restore import restore_case
+from kdpipe.infer.restore import restore_labels, write_labels
 from kdpipe.labels import Labels
 from kdpipe.layouts import Layout
 from kdpipe.metrics.folders import evaluate_folders
@@ -110,7 +110,8 @@ def test_from_a_picture_to_its_scores(tmp_path: Path, kind: str, code: str | Non
         assert (label[..., 0] == expected).all() == (code is None)
         guess = distorted(label[..., 0])[..., None]
         scores = np.moveaxis(np.eye(3, dtype=np.float32)[guess], -1, 0)
-        restore_case(scores, stored.geometry, Targets(3), tmp_path / "out", case.case)
+        restored = restore_labels(scores, stored.geometry, Targets(3))
+        write_labels(restored, tmp_path / "out", case.case)
         found = sitk.ReadImage(str(tmp_path / "out" / f"{case.case}.nii.gz"))
         predicted[case.case] = sitk.GetArrayFromImage(found).squeeze().T, expected
 
@@ -219,7 +220,8 @@ def test_an_empty_slice_is_scored_as_the_protocol_says(tmp_path: Path) -> None:
     stored = StoredCase(prepared(tmp_path / "prepared", [one]) / "one")
     scores = np.zeros((3, *SHAPE, 1), np.float32)
     scores[1, 3:5] = 1
-    restore_case(scores, stored.geometry, Targets(3), tmp_path / "out", "one")
+    restored = restore_labels(scores, stored.geometry, Targets(3))
+    write_labels(restored, tmp_path / "out", "one")
     table = evaluate_folders(
         None, tmp_path / "out", LABELS.scored, "strict_mm",
         references={"one": one.label}, in_voxels=True,

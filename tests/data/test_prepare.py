@@ -19,9 +19,10 @@ from scipy import ndimage
 
 from kdpipe.data import memory
 from kdpipe.data import prepare as module
-from kdpipe.data.geometry import Grid, labels_at, to_array
+from kdpipe.data.geometry import Grid, to_array
 from kdpipe.data.manifest import Case
 from kdpipe.data.preprocess import CROP_MARGIN, prepare_images, prepare_label
+from kdpipe.data.resampling import one_hot_at
 from kdpipe.data.store import FILES, StoredCase
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.labels import Labels
@@ -220,7 +221,7 @@ def test_label_equals_sitk_label_linear_off_the_ties() -> None:
     image = sitk.GetImageFromArray(label.transpose(2, 1, 0))
     grid = Grid.of(image).respaced((0.83, 1.37, 0.71))
     coordinates, _ = Grid.of(image).coordinates_of(grid)
-    got = labels_at(label, coordinates)
+    got = one_hot_at(label, coordinates)
     shares = np.stack(
         [
             ndimage.map_coordinates(
@@ -598,35 +599,6 @@ def test_wrong_manifests_and_cards(data: Data) -> None:
         Data(data.root, []).prepare()
     with pytest.raises(ConfigError, match="257 ids"):
         data.prepare(labels=Labels(raw={i: f"s{i}" for i in range(257)}))
-
-
-@pytest.mark.parametrize("interpolation", ["linear", "bspline"])
-def test_slabs_make_no_difference(interpolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is worked on in slabs equals what is worked on as a whole."""
-    from kdpipe.data import geometry as grids
-    from kdpipe.data import preprocess
-
-    rng = np.random.default_rng(4)
-    image = sitk.GetImageFromArray(rng.normal(0, 50, (60, 20, 22)).astype(np.float32))
-    image.SetSpacing((1.0, 1.2, 1.5))
-    label = sitk.GetImageFromArray(rng.integers(0, 3, (60, 20, 22)).astype(np.uint8))
-    label.CopyInformation(image)
-    chosen = Preset.model_validate(
-        {
-            "spacing": (1.3, 1.3, 1.1),
-            "image_interpolation": interpolation,
-            "intensity": {"kind": "zscore", "nonzero": False},
-            "patch": (8, 8, 8),
-        }
-    )
-    results = []
-    for slab in (1000, 7):
-        for part in (grids, preprocess):
-            monkeypatch.setattr(part, "SLAB", slab)
-        prepared, geometry = prepare_images([image], chosen)
-        results.append((prepared, prepare_label(label, geometry)))
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
 def test_released_images_are_gone() -> None:

@@ -15,7 +15,7 @@ from kdpipe.data.manifest import Case
 from kdpipe.data.prepare import prepare_case
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
-from kdpipe.infer.restore import restore_case, restore_labels
+from kdpipe.infer.restore import restore_labels, write_labels
 from kdpipe.metrics.folders import evaluate_folders
 
 
@@ -59,7 +59,8 @@ def dice_of_a_perfect_prediction(
     stored = StoredCase(folder / "cases" / case.case)
     targets = Targets(len(card.labels.raw), card.labels.region_ids)
     scores = np.moveaxis(np.eye(targets.n_labels, dtype=np.float32)[stored.whole()[1]], -1, 0)
-    restore_case(scores, stored.geometry, targets, folder / "predictions", case.case)
+    restored = restore_labels(scores, stored.geometry, targets)
+    write_labels(restored, folder / "predictions", case.case)
     table = evaluate_folders(
         None, folder / "predictions", card.labels.scored, "strict_mm",
         references={case.case: case.label}, cases=[case.case], in_voxels=not card.has_spacing,

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai import transforms
 from torch.utils.data import DataLoader
 
+from kdpipe.data import noise
+from kdpipe.data.noise import RandomNoise
 from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
 from kdpipe.data.store import sample_foreground, write_case
 from kdpipe.data.targets import Targets
+from kdpipe.data.warp import RandomAffine
 from kdpipe.settings import Augmentation
 
 PLAIN = Augmentation(flip_probability=0, affine_probability=0, intensity_probability=0)
@@ -111,3 +115,52 @@ def test_labels_stay_labels_under_every_change(store: Path) -> None:
         item = dataset(store, augmentation=strong, foreground=1.0)[0, index]
         assert set(item["label"].unique().tolist()) <= {0, 1}
         assert torch.isfinite(item["image"]).all()
+
+
+@pytest.mark.parametrize("jit", ["0", "1"])
+@pytest.mark.parametrize("shape", [(1, 12, 13, 14), (2, 9, 16, 7), (1, 11, 8)])
+def test_one_pass_over_both_gives_monais_bits(
+    shape: tuple[int, ...], jit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDPIPE_JIT", jit)
+    dims, rng = len(shape) - 1, np.random.default_rng(0)
+    settings: dict[str, Any] = {
+        "prob": 0.8,
+        "rotate_range": [0.6] * (dims if dims == 3 else 1),
+        "scale_range": [0.4] * dims,
+    }
+    theirs = transforms.RandAffined(
+        ["image", "label"], mode=["bilinear", "nearest"], padding_mode="border", **settings
+    )
+    ours = RandomAffine(**settings)
+    for seed in range(12):
+        image = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+        label = torch.from_numpy(rng.integers(0, 14, (1, *shape[1:])).astype(np.uint8))
+        found = [
+            affine.set_random_state(seed)({"image": image, "label": label})
+            for affine in (ours, theirs)
+        ]
+        assert torch.equal(*(torch.as_tensor(item["image"]) for item in found))
+        assert torch.equal(*(torch.as_tensor(item["label"]).long() for item in found))
+
+
+@pytest.mark.parametrize("jit", ["0", "1"])
+@pytest.mark.parametrize("shape", [(1, 48, 49, 50), (2, 9, 15, 7), (1, 11, 8), (1, 1, 1)])
+def test_noise_has_monais_bits(
+    shape: tuple[int, ...], jit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KDPIPE_JIT", jit)
+    ours, theirs = RandomNoise(0.8, 0.05), transforms.RandGaussianNoised(["image"], 0.8, std=0.05)
+    for seed in range(12):
+        values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        image = torch.from_numpy(values.copy())
+        found = [step.set_random_state(seed)({"image": image})["image"] for step in (ours, theirs)]
+        assert torch.equal(*(torch.as_tensor(noisy) for noisy in found))
+        assert torch.equal(image, torch.from_numpy(values)), "what is given stays as it is"
+
+
+def test_noise_of_other_bits_is_left_to_monai(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise._kernels_if_equal.cache_clear()
+    monkeypatch.setattr(noise, "_noisy", lambda kernel, image, state, sd: image + np.float32(sd))
+    assert noise._kernels_if_equal() is None
+    noise._kernels_if_equal.cache_clear()

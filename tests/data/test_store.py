@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.data import store
+from kdpipe.data import _handles, store
 from kdpipe.data.store import StoredCase, remove_stale, sample_foreground, write_case
 from kdpipe.errors import DataError
 
@@ -106,6 +106,28 @@ def test_replaces_an_old_case(folder: Path, arrays: Any) -> None:
     assert [entry.name for entry in folder.parent.iterdir()] == ["case_1"]
 
 
+def test_open_files_are_those_of_the_present_case(folder: Path, arrays: Any) -> None:
+    case = StoredCase(folder)
+    np.testing.assert_array_equal(case.image(), arrays[0])
+    assert case._open("image.b2nd") is case._open("image.b2nd")
+    for sign in (-1, 1, -1):  # replaced while it is open, by files of about the same size
+        write(folder, arrays[0] * sign, arrays[1])
+        np.testing.assert_array_equal(case.image(), arrays[0] * sign)
+    (folder / "image.b2nd").unlink()
+    with pytest.raises(DataError, match=r"image\.b2nd: missing"):
+        case.image()
+
+
+def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_handles, "N_KEPT", 3)
+    _handles._KEPT.arrays.clear()
+    voxels = np.zeros((1, 8, 8, 8), np.float32)
+    for number in range(6):
+        write(tmp_path / f"case_{number}", voxels + number, voxels[0].astype(np.uint8))
+        assert (StoredCase(tmp_path / f"case_{number}").image() == number).all()
+    assert len(_handles._KEPT.arrays) <= 3
+
+
 def test_failure_keeps_the_old_case(
     folder: Path, arrays: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,3 +197,31 @@ def test_sampled_foreground_is_that_of_a_draw_from_all_voxels() -> None:
             index = np.sort(np.random.default_rng(class_id).choice(index, 5000, replace=False))
         expected = np.stack(np.unravel_index(index, label.shape), axis=1)
         np.testing.assert_array_equal(found, expected)
+
+
+def stepped(folder: Path, image: np.ndarray) -> StoredCase:
+    label = np.zeros(image.shape[1:], np.uint8)
+    write_case(folder, image, label, {"pad_value": 0.0}, {}, stepped=True)
+    return StoredCase(folder)
+
+
+def test_steps_are_half_a_step_off_at_most(tmp_path: Path) -> None:
+    """The definition of what a network sees: whole multiples of 1/1024, halves to the even one."""
+    image = np.random.default_rng(0).normal(0, 2, (2, 20, 30, 40)).astype(np.float32)
+    image[0, 0, 0, :4] = 0.5 / 1024, 1.5 / 1024, -0.5 / 1024, 31.5
+    case = stepped(tmp_path / "case_1", image)
+    read = case.image()
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.rint(image * 1024) / 1024)
+    assert np.abs(read - image).max() <= 1 / 2048
+    assert read[0, 0, 0, :4].tolist() == [0, 2 / 1024, 0, 31.5]
+    crop, _ = case.crop((-2, 3, 4), (8, 8, 8))
+    np.testing.assert_array_equal(crop[:, 2:], read[:, :6, 3:11, 4:12])
+
+
+@pytest.mark.parametrize("outlier", [32.0, -40.0, 60000.0])
+def test_what_steps_cannot_hold_is_stored_as_floats(tmp_path: Path, outlier: float) -> None:
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 8)).astype(np.float32)
+    image[0, 1, 2, 3] = outlier
+    read = stepped(tmp_path / "case_1", image).image()
+    np.testing.assert_array_equal(read, image.astype(np.float16).astype(np.float32))
