@@ -11,8 +11,9 @@ from torch import nn
 
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
+from kdpipe.engine import parallel
 from kdpipe.engine.device import autocast
-from kdpipe.infer.window import sliding_scores
+from kdpipe.infer.window import sliding_labels, sliding_slabs
 from kdpipe.metrics.overlap import dice
 
 
@@ -45,7 +46,10 @@ class Validator:
         """Return the mean Dice in [0, 1]; a structure absent on both sides is left out."""
         training = network.training
         network.eval()
-        values = [value for case in self.cases for value in self._score(network, case)]
+        mine = [
+            self._score(network, case) for case in self.cases[parallel.rank() :: parallel.world()]
+        ]
+        values = [value for scores in parallel.in_turn(mine) for value in scores]
         network.train(training)
         return float(np.nanmean(values)) if not np.all(np.isnan(values)) else 0.0
 
@@ -56,6 +60,6 @@ class Validator:
         with autocast(device, self.dtype):
             tensor = torch.from_numpy(image).to(device)
             pad_value = case.geometry["pad_value"]
-            scores = sliding_scores(network, tensor, self.patch, self.overlap, pad_value=pad_value)
-        predicted = self.targets.decode_tensor(scores).cpu().numpy()
+            slabs = sliding_slabs(network, tensor, self.patch, self.overlap, pad_value=pad_value)
+            predicted = sliding_labels(slabs, label.shape, self.targets)
         return list(dice(label, predicted, self.targets.structures).values())

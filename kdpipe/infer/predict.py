@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,11 @@ import torch
 from kdpipe.atomic import atomic_folder
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
+from kdpipe.errors import DataError
+from kdpipe.infer.engine import checked_engine
 from kdpipe.infer.model import load_model
-from kdpipe.infer.restore import keep_case, restore_case
-from kdpipe.infer.window import sliding_scores
+from kdpipe.infer.restore import Restorer, write_labels
+from kdpipe.infer.window import Slab, sliding_slabs
 from kdpipe.progress import ProgressReport
 from kdpipe.settings import Inference
 
@@ -25,6 +27,7 @@ def predict_cases(
     out: Path,
     device: torch.device,
     on_prepared_grid: bool = False,
+    checked: Sequence[str] = (),
 ) -> None:
     """Write ``<out>/<case>.nii.gz`` for every case; the folder appears when all are done.
 
@@ -32,33 +35,46 @@ def predict_cases(
         model: a ``model.pt``.
         store: folder of prepared cases.
         cases: ids to predict.
-        settings: overlap and windows a pass.
+        settings: overlap, windows a pass, engine and precision.
         out: folder to write; replaced if it exists.
         device: where the network runs.
         on_prepared_grid: also write ``<out>/prepared/<case>.nii.gz``, for the metric protocols of
             papers that score there.
+        checked: ids of validation cases, that a faster engine or precision is checked with.
 
     Raises:
-        DataError: a case or the model cannot be read.
+        DataError: a case or the model cannot be read, or its scores are not finite.
+        ConfigError: see `kdpipe.infer.engine.checked_engine`.
     """
     trained = load_model(model)
-    network, targets = trained.network.to(device), Targets.of(trained.run)
+    trained.network.to(device)
+    targets = Targets.of(trained.run)
+    engine = checked_engine(trained, settings, device, store, checked)
     with (
         atomic_folder(out) as temporary,
         ProgressReport("predicting, case", len(cases)) as report,
     ):
         for case in cases:
             stored = StoredCase(store / case)
-            scores = sliding_scores(
-                network,
+            restorer = Restorer(stored.geometry, targets, torch.get_num_threads(), on_prepared_grid)
+            slabs = sliding_slabs(
+                engine.network,
                 torch.from_numpy(stored.image()).to(device),
                 trained.patch,
                 settings.overlap,
-                settings.window_batch,
+                engine.window_batch,
                 stored.geometry["pad_value"],
             )
-            found = scores.cpu().numpy()
-            restore_case(found, stored.geometry, targets, temporary, case)
+            _restore(restorer, slabs, case)
+            write_labels(restorer.image(), temporary, case)
             if on_prepared_grid:
-                keep_case(found, stored.geometry, targets, temporary / "prepared", case)
+                write_labels(restorer.prepared_image(), temporary / "prepared", case)
             report.advance(note=case)
+
+
+def _restore(restorer: Restorer, slabs: Iterable[Slab], case: str) -> None:
+    try:
+        for slab in slabs:
+            restorer.take(slab.axis, slab.start, slab.scores.cpu().numpy())
+    except DataError as error:
+        raise DataError(f"case {case!r}: {error}") from None

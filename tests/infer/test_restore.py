@@ -16,7 +16,7 @@ from kdpipe.data.geometry import Grid, to_array
 from kdpipe.data.preprocess import prepare_images, prepare_label
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
-from kdpipe.infer.restore import restore_case, restore_labels
+from kdpipe.infer.restore import Restorer, restore_labels, write_labels
 from kdpipe.presets import Preset
 
 AFFINES = {
@@ -76,9 +76,8 @@ def test_way_back_is_exact_without_resampling(
     prepared = prepare_label(label, geometry)
     assert (prepared.size < label.GetNumberOfPixels()) == crop
 
-    written = nibabel.load(
-        restore_case(one_hot(prepared), geometry, CLASSES, tmp_path / "out", "case_1")
-    )
+    found = restore_labels(one_hot(prepared), geometry, CLASSES)
+    written = nibabel.load(write_labels(found, tmp_path / "out", "case_1"))
     expected = nibabel.load(file)
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.asarray(expected.dataobj))
     np.testing.assert_allclose(written.affine, expected.affine, atol=1e-6)
@@ -216,9 +215,8 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
     _, geometry = prepare_images([image], preset())
     scores = np.zeros((3, *SHAPE), np.float32)
     scores[2, 5, 5, 5] = value
-    with pytest.raises(DataError, match="case 'case_9': scores have NaN or infinite"):
-        restore_case(scores, geometry, CLASSES, tmp_path / "out", "case_9")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="scores have NaN or infinite"):
+        restore_labels(scores, geometry, CLASSES)
 
 
 def test_scores_of_another_case_are_refused(tmp_path: Path) -> None:
@@ -240,3 +238,44 @@ def test_memory_is_bounded_by_the_label_map() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6
+
+
+SLABS = [
+    {"spacing": (1.7, 1.4, 2.1)},
+    {"spacing": (0.53, None, 3.7), "crop_foreground": True},
+    {"spacing": (None, None, None), "crop_foreground": True, "orientation": "IPL"},
+    {"spacing": (9.0, 9.0, 9.0)},
+]
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("changes", SLABS)
+@pytest.mark.parametrize("targets", [CLASSES, Targets(4, ((1, 2, 3), (1, 3), (3,)))])
+def test_slabs_make_the_labels_of_the_whole(
+    tmp_path: Path, name: str, axis: int, changes: dict[str, Any], targets: Targets
+) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES[name])
+    _, geometry = prepare_images([image], preset(**changes))
+    scores = smooth_scores(3, geometry)
+    restorer = Restorer(geometry, targets, keeps_prepared=True)
+    rng, end, n = np.random.default_rng(2), 0, scores.shape[1 + axis]
+    while end < n:
+        start, end = max(0, end - 1), min(n, end + int(rng.integers(1, 9)))
+        restorer.take(axis, start, scores.take(range(start, end), 1 + axis))
+    expected = to_array(restore_labels(scores, geometry, targets))
+    np.testing.assert_array_equal(to_array(restorer.image()), expected)
+    own = to_array(restorer.prepared_image())
+    np.testing.assert_array_equal(own, targets.decode(scores))
+
+
+def test_slabs_that_are_missing_are_noticed(tmp_path: Path) -> None:
+    image, _, _ = native_case(tmp_path, AFFINES["RAS"])
+    _, geometry = prepare_images([image], preset())
+    scores = smooth_scores(3, geometry)
+    restorer = Restorer(geometry, CLASSES)
+    restorer.take(0, 0, scores[:, :9])
+    with pytest.raises(DataError, match="scores have shape"):
+        restorer.image()
+    with pytest.raises(DataError, match="scores have shape"):
+        restorer.take(0, 9, scores[:, 9:])
