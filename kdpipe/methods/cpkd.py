@@ -44,6 +44,7 @@ Deviations: Both matrices are blind to a joint permutation of the classes (the p
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any, ClassVar, Literal
 
@@ -119,7 +120,7 @@ def boundary_band(logits: Tensor, regions: bool, reach: int = 2) -> Tensor:
         reach: voxels by which both sides of a boundary are dilated.
     """
     pool = F.max_pool3d if logits.ndim == 5 else F.max_pool2d
-    labels = logits > 0 if regions else logits.argmax(1, keepdim=True)
+    labels = logits > 0 if regions else logits.max(1, keepdim=True).indices
     labels = labels.to(logits.dtype)
     changes = pool(labels, 3, 1, 1) != -pool(-labels, 3, 1, 1)
     change = changes.any(1, keepdim=True).to(logits.dtype)
@@ -172,12 +173,16 @@ class Method(Distiller):
         """Return the terms ``channel``, ``pixel`` and ``kd``."""
         params, ramp = self.params, progress.ramp(self.params.ramp)
 
+        @functools.cache  # both terms mostly have the same
+        def maps(space: Space) -> tuple[Tensor, Tensor]:
+            return self._maps(student, teacher, space)
+
         def channel() -> Tensor:
-            ours, theirs = self._maps(student, teacher, params.space)
+            ours, theirs = maps(params.space)
             return channel_loss(self.adapter(ours) if params.space == "feature" else ours, theirs)
 
         def pixel() -> Tensor:
-            ours, theirs = self._maps(student, teacher, self.pixel_space)
+            ours, theirs = maps(self.pixel_space)
             return pixel_loss(*self._places(ours, theirs, teacher.logits))
 
         def logits() -> Tensor:

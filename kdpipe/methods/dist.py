@@ -35,18 +35,16 @@ Deviations: A correlation does not see the scale of what it compares, so no grad
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
+from kdpipe.terms.correlations import decorrelation, softmax_decorrelations
 from kdpipe.terms.divergences import probabilities
 from kdpipe.terms.weights import weighted
 
-_FLAT = 1e-6  # a smaller standard deviation is one of rounding errors
 _logger = logging.getLogger(__name__)
 
 
@@ -69,7 +67,7 @@ def inter_loss(student: Tensor, teacher: Tensor, tau: float, regions: bool = Fal
         tau: temperature, > 0.
         regions: whether the channels are overlapping regions.
     """
-    return _decorrelation(student, teacher, tau, regions, (1,))
+    return tau**2 * _inter(*_both(student, teacher, tau, regions))
 
 
 def intra_loss(student: Tensor, teacher: Tensor, tau: float, regions: bool = False) -> Tensor:
@@ -81,23 +79,21 @@ def intra_loss(student: Tensor, teacher: Tensor, tau: float, regions: bool = Fal
         tau: temperature, > 0.
         regions: whether the channels are overlapping regions.
     """
-    return _decorrelation(student, teacher, tau, regions, (0, *range(2, student.ndim)))
+    return tau**2 * _intra(*_both(student, teacher, tau, regions))
 
 
-def _decorrelation(
-    student: Tensor, teacher: Tensor, tau: float, regions: bool, dims: tuple[int, ...]
-) -> Tensor:
-    ours = _centred(probabilities(student, regions, tau), dims)
-    theirs = _centred(probabilities(teacher.detach(), regions, tau), dims)
-    power, their_power = ours.square().mean(dims), theirs.square().mean(dims)
-    flat = torch.minimum(power, their_power) < _FLAT**2
-    scale = (power * their_power).masked_fill(flat, math.inf).rsqrt()
-    correlation = (ours * theirs).mean(dims) * scale
-    return tau**2 * (1.0 - correlation.mean())
+def _both(student: Tensor, teacher: Tensor, tau: float, regions: bool) -> tuple[Tensor, Tensor]:
+    """Probabilities of student and teacher."""
+    ours, theirs = (probabilities(z, regions, tau) for z in (student, teacher.detach()))
+    return ours, theirs
 
 
-def _centred(probability: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return probability - probability.mean(dims, keepdim=True)
+def _inter(ours: Tensor, theirs: Tensor) -> Tensor:
+    return decorrelation(ours, theirs, (1,))
+
+
+def _intra(ours: Tensor, theirs: Tensor) -> Tensor:
+    return decorrelation(ours, theirs, (0, *range(2, ours.ndim)))
 
 
 class Method(Distiller):
@@ -118,8 +114,16 @@ class Method(Distiller):
         self, student: Outputs, teacher: Outputs, target: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
         """Return the terms ``inter`` and ``intra``."""
-        settings = (student.logits, teacher.logits, self.params.tau, self.regions)
+        tau = self.params.tau
+        logits = student.logits, teacher.logits, tau
+        if self.weight_inter and self.params.weight_intra and not self.regions:
+            inter, intra = softmax_decorrelations(*logits)  # they share nearly all of their work
+            return weighted(
+                inter=(self.weight_inter, lambda: tau**2 * inter),
+                intra=(self.params.weight_intra, lambda: tau**2 * intra),
+            )
+        shared = _both(*logits, self.regions)
         return weighted(
-            inter=(self.weight_inter, lambda: inter_loss(*settings)),
-            intra=(self.params.weight_intra, lambda: intra_loss(*settings)),
+            inter=(self.weight_inter, lambda: tau**2 * _inter(*shared)),
+            intra=(self.params.weight_intra, lambda: tau**2 * _intra(*shared)),
         )

@@ -41,6 +41,7 @@ from torch import Tensor
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.divergences import bernoulli_kl, soft_kl, target_margin, without_target
+from kdpipe.terms.target_split import Split, split_at_target
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)
@@ -112,7 +113,18 @@ class Method(Distiller):
     ) -> dict[str, Tensor]:
         """Return the terms ``tckd`` and ``nckd``."""
         settings = (student.logits, teacher.logits, target, self.params.tau, self.regions)
+        if self.params.weight_tckd and self.weight_nckd and not self.regions:
+            return self._both(split_at_target(*settings[:4]))
         return weighted(
             tckd=(self.params.weight_tckd, lambda: tckd_loss(*settings)),
             nckd=(self.weight_nckd, lambda: nckd_loss(*settings)),
         )
+
+    def _both(self, split: Split) -> dict[str, Tensor]:
+        """The same terms from the softmaxes that they share."""
+        factor = self.params.tau**2
+        decided = bernoulli_kl(split.margin, split.teacher_margin, 1.0).mean()
+        return {
+            "tckd": self.params.weight_tckd * factor * decided,
+            "nckd": self.weight_nckd * factor * split.divergence.mean(),
+        }

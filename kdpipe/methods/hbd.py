@@ -32,7 +32,8 @@ Deviations: ``{hbd: {reduction: sum, weight: 1}}`` is the published form, whose 
     batch and with the classes that are present; ``reduction: mean`` is the code's variant V3. Some
     published configurations left the last three of 17 classes out; here all count. For overlapping
     regions the squared difference of the sigmoids takes the place of KL, as in the code; there tau
-    is not used and there is no background to leave out.
+    is not used and there is no background to leave out. No distance is computed: the band is a
+    count of neighbours.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ from torch import Tensor
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.divergences import target_margin, without_target
+from kdpipe.terms.target_split import Split, split_at_target
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class Method(Distiller):
     ) -> dict[str, Tensor]:
         """Return the terms ``target`` and ``nontarget``."""
         ours, theirs = student.logits, teacher.logits
+        if self.params.weight_target and self.weight_nontarget and self.params.tau == 1:
+            return self._both(split_at_target(ours, theirs, target, 1.0))
         return weighted(
             target=(
                 self.params.weight_target,
@@ -109,3 +112,11 @@ class Method(Distiller):
                 lambda: nontarget_loss(ours, theirs, target, self.params.tau),
             ),
         )
+
+    def _both(self, split: Split) -> dict[str, Tensor]:
+        """The same terms, without a temperature, from the softmaxes that they share."""
+        entropy = -split.teacher_margin.sigmoid() * F.logsigmoid(split.margin)
+        return {
+            "target": self.params.weight_target * entropy.mean(),
+            "nontarget": self.weight_nontarget * (split.divergence + split.entropy).mean(),
+        }

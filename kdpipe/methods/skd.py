@@ -49,7 +49,7 @@ from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adversarial import Critic, frozen_score, wasserstein_loss
 from kdpipe.terms.divergences import probabilities
-from kdpipe.terms.relations import shared_nodes
+from kdpipe.terms.relations import gram_distance, shared_nodes
 from kdpipe.terms.weights import weighted
 
 
@@ -59,7 +59,7 @@ class Params(Parameters):
     student_tap: str = Field("penult", description="logical name of the student's feature")
     teacher_tap: str = Field("penult", description="logical name of the teacher's feature")
     grid: int = Field(
-        2, ge=2, le=12, description="nodes a side; the inverse of the published scale 0.5"
+        2, ge=2, le=32, description="nodes a side; the inverse of the published scale 0.5"
     )
     weight_pixel: float = Field(10.0, ge=0)
     weight_pair: float = Field(1.0, ge=0)
@@ -99,14 +99,13 @@ def pair_loss(student: Tensor, teacher: Tensor, grid: int) -> Tensor:
         grid: nodes a side; fewer where a side of either feature is shorter.
     """
     ours, theirs = shared_nodes(student, teacher.detach(), grid, kind="max")
-    return F.mse_loss(_similarities(ours), _similarities(theirs))
+    return gram_distance(_units(ours), _units(theirs))
 
 
-def _similarities(nodes: Tensor) -> Tensor:
-    """Cosines of all pairs of columns, ``(B, n, n)``; the norms are constants, as published."""
+def _units(nodes: Tensor) -> Tensor:
+    """The columns over their norms, which are constants, as published."""
     norms = torch.linalg.vector_norm(nodes.detach(), dim=1, keepdim=True)
-    units = nodes / norms.clamp_min(1e-6)
-    return units.transpose(1, 2) @ units
+    return nodes / norms.clamp_min(1e-6)
 
 
 class Method(Distiller):

@@ -5,10 +5,15 @@ Tensors are logits ``(B, C, *S)`` over classes (softmax) or overlapping regions 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+_PIECE = 2**18  # elements that stay in a core's cache from one pass to the next
 _NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
 
 
@@ -19,9 +24,63 @@ def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> 
     ``q = softmax(teacher / tau)``; `dim` is summed away. The teacher gets no gradient, a
     temperature that is a tensor does.
     """
+    on_cpu = student.device.type == "cpu"  # elsewhere a temperature would have to be waited for
+    if not isinstance(tau, Tensor) or (on_cpu and tau.numel() == 1):
+        divergence: Tensor = _SoftKl.apply(student, teacher.detach(), tau, dim)
+        return divergence
     log_p = F.log_softmax(student / tau, dim=dim)
     log_q = F.log_softmax(teacher.detach() / tau, dim=dim)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim)
+
+
+class _SoftKl(torch.autograd.Function):
+    """`soft_kl` with its gradient in closed form, (p - q) / tau, in half as many passes."""
+
+    @staticmethod
+    def forward(
+        context: Any, student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int
+    ) -> Tensor:
+        dim %= student.ndim
+        learned = isinstance(tau, Tensor)
+        context.tau, context.dim, warmth = tau, dim, float(tau)
+        ours, theirs = student.contiguous(), teacher.contiguous()
+        difference = torch.empty_like(ours)
+        divergence = ours.new_empty((*ours.shape[:dim], *ours.shape[dim + 1 :]))
+        by_tau = torch.empty_like(divergence if learned else divergence[:0])
+        tensors = [ours, theirs, difference, divergence, *([by_tau] if learned else [])]
+        for a, b, slope, total, *by_warmth in pieces(tensors, dim):
+            log_p, log_q = F.log_softmax(a / warmth, dim=dim), F.log_softmax(b / warmth, dim=dim)
+            q = log_q.exp()
+            parts = log_q.sub_(log_p).mul_(q)
+            torch.sum(parts, dim, out=total)
+            torch.sub(log_p.exp_(), q, out=slope)
+            if by_warmth:
+                pull = (slope * a).add_((parts - q * total.unsqueeze(dim)).mul_(b))
+                torch.sum(pull.mul_(-1.0 / warmth**2), dim, out=by_warmth[0])
+        context.save_for_backward(difference, by_tau)
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor | None, None]:
+        difference, by_tau = context.saved_tensors
+        tau = context.tau
+        factor = (gradients[0] / float(tau)).unsqueeze(context.dim)
+        learned = (by_tau * gradients[0]).sum().view_as(tau) if isinstance(tau, Tensor) else None
+        return difference * factor, None, learned, None
+
+
+def pieces(tensors: Sequence[Tensor], dim: int) -> Iterable[Sequence[Tensor]]:
+    """Cut tensors across the places after `dim`; some, of one dimension less, are without `dim`.
+
+    On a CPU only, and not along the last dimension itself: otherwise they are one piece.
+    """
+    first = tensors[0]
+    if first.device.type != "cpu" or dim == first.ndim - 1:
+        return [tensors]
+    flat = [tensor.flatten(dim + (tensor.ndim == first.ndim)) for tensor in tensors]
+    width = max(1, flat[0].shape[-1] * _PIECE // max(1, first.numel()))
+    return zip(*(tensor.split(width, -1) for tensor in flat), strict=True)
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor, tau: float | Tensor) -> Tensor:
@@ -80,5 +139,30 @@ def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
     """
     if regions:
         return torch.where(target > 0, logits, -logits)
-    chosen = logits.gather(1, target.unsqueeze(1)).squeeze(1)
-    return chosen - without_target(logits, target).logsumexp(dim=1)
+    margin: Tensor = _TargetMargin.apply(logits, target)
+    return margin
+
+
+class _TargetMargin(torch.autograd.Function):
+    """`target_margin` of classes; its gradient is 1 at the target, minus a softmax of the rest."""
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, target: Tensor) -> Tensor:
+        logits, labels = logits.contiguous(), target.contiguous()
+        shares, margin = torch.empty_like(logits), torch.empty_like(logits[:, 0])
+        for scores, chosen, share, result in pieces([logits, labels, shares, margin], 1):
+            place = chosen.unsqueeze(1)
+            others = without_target(scores, chosen)
+            log_share = others.log_softmax(dim=1)
+            rest = others.amax(1) - log_share.amax(1)  # the logarithm of their summed exponentials
+            torch.sub(scores.gather(1, place).squeeze(1), rest, out=result)
+            torch.exp(log_share, out=share)
+        context.save_for_backward(shares, labels)
+        return margin
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        shares, labels = context.saved_tensors
+        slope = gradients[0].unsqueeze(1)
+        return (shares * -slope).scatter_(1, labels.unsqueeze(1), slope), None

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _PIECE = 2**25  # elements that are resized at once, 128 MB of float32
+_EXACT = (torch.float32, torch.float64)
 
 
 def resize(
@@ -21,8 +22,30 @@ def resize(
         return tensor
     if mode == "nearest":
         return F.interpolate(tensor, size=tuple(size), mode="nearest")
+    grows = tensor.ndim == 5 and tensor.shape[2:].numel() < math.prod(size)
+    if grows and tensor.device.type == "cpu" and tensor.dtype in _EXACT:
+        return _resize_by_axes(tensor, size)
     linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[tensor.ndim - 2]
     return F.interpolate(tensor, size=tuple(size), mode=linear, align_corners=False)
+
+
+def _resize_by_axes(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear resizing as a matrix product an axis: on a CPU faster than torch's own in 3D.
+
+    The weights are torch's. The last axis comes last: its product is the largest and the fastest.
+    """
+    for dim, side in enumerate(size, start=2):
+        length = tensor.shape[dim]
+        if length == side:
+            continue
+        unit = torch.eye(length, dtype=tensor.dtype)[None]
+        weights = F.interpolate(unit, size=side, mode="linear", align_corners=False)[0]
+        if dim == tensor.ndim - 1:
+            return tensor @ weights
+        rows = tensor.flatten(dim + 1).flatten(0, dim - 1)
+        shape = (*tensor.shape[:dim], side, *tensor.shape[dim + 1 :])
+        tensor = (weights.T @ rows).view(shape)
+    return tensor
 
 
 def pool_to(tensor: Tensor, size: Sequence[int]) -> Tensor:

@@ -6,9 +6,12 @@ at most 16² in 2D and 8³ in 3D by default.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdpipe.terms.divergences import soft_kl
 from kdpipe.terms.features import common_size, normalised, pool_to
@@ -48,11 +51,58 @@ def cosine_gram(vectors: Tensor, eps: float = 1e-6) -> Tensor:
     return units.transpose(1, 2) @ units
 
 
+def gram_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mean squared difference of the scalar products of all pairs of columns.
+
+    Where there are more columns n than rows, no ``n × n`` matrix is built:
+    ``||A'A - B'B||² = ||AA'||² + ||BB'||² - 2 ||AB'||²``, in float64, as these are differences of
+    large numbers.
+
+    Args:
+        first: ``(B, c, n)``.
+        second: ``(B, C, n)``.
+    """
+    columns = first.shape[2]
+    if columns <= max(first.shape[1], second.shape[1]):
+        return F.mse_loss(first.transpose(1, 2) @ first, second.transpose(1, 2) @ second)
+    a, b = first.double(), second.double()
+    products = (a @ a.transpose(1, 2), b @ b.transpose(1, 2), a @ b.transpose(1, 2))
+    ours, theirs, both = (matrix.square().sum((1, 2)) for matrix in products)
+    squared = (ours + theirs - 2.0 * both).clamp_min(0.0)
+    return (squared.mean() / columns**2).to(first.dtype)
+
+
 def pearson_gram(rows: Tensor, eps: float = 1e-6) -> Tensor:
-    """Return the Pearson correlations of all pairs of rows of ``(B, k, n)``: ``(B, k, k)``."""
-    centred = rows - rows.mean(dim=2, keepdim=True)
-    units = normalised(centred, dim=2, eps=eps)
-    return units @ units.transpose(1, 2)
+    """Return the Pearson correlations of all pairs of rows of ``(B, k, n)``: ``(B, k, k)``.
+
+    `eps` is added to the root of a row's summed squares.
+    """
+    products: Tensor = _CentredProducts.apply(rows)
+    power = products.diagonal(dim1=1, dim2=2)
+    apart = power > 0
+    norms = torch.where(apart, torch.where(apart, power, 1.0).sqrt(), 0.0) + eps
+    return products / (norms.unsqueeze(1) * norms.unsqueeze(2))
+
+
+class _CentredProducts(torch.autograd.Function):
+    """Scalar products of all pairs of rows less their means, ``(B, k, n)`` to ``(B, k, k)``.
+
+    Its gradient is made of centred rows, so it needs no second centring. The norms are on the
+    diagonal: no row is divided, which would be two passes more.
+    """
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        centred = rows - rows.mean(dim=2, keepdim=True)
+        context.save_for_backward(centred)
+        return centred @ centred.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        (centred,) = context.saved_tensors
+        result: Tensor = (gradients[0] + gradients[0].transpose(1, 2)) @ centred
+        return result
 
 
 def relation_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:

@@ -7,12 +7,15 @@ integers ``(B, *S)`` in [0, C), or 0 and 1 in ``(B, C, *S)`` for overlapping reg
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SMOOTH = 1e-5
+_PIECE = 2**18  # elements that stay in a core's cache from one pass to the next
 
 
 def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -31,6 +34,9 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     logits = _wide(logits)
     if _is_regions(logits, target):
         entropy = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+    elif logits.device.type == "cpu":
+        loss: Tensor = _DiceOfClasses.apply(logits, target, True)
+        return loss
     else:
         entropy = F.cross_entropy(logits, target)
     return dice(logits, target) + entropy
@@ -49,6 +55,9 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
     logits = _wide(logits)
     if _is_regions(logits, target):
         return _dice(logits.sigmoid(), target.to(logits.dtype)).mean()
+    if logits.device.type == "cpu":
+        loss: Tensor = _DiceOfClasses.apply(logits, target, False)
+        return loss
     inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)
     return _dice(logits.softmax(dim=1), inside).mean()
 
@@ -111,6 +120,50 @@ SEGMENTATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dice": dice,
     "focal_dice": focal_dice,
 }
+
+
+class _DiceOfClasses(torch.autograd.Function):
+    """Dice loss of a softmax, with or without cross-entropy, and its gradient in closed form.
+
+    Memory is what a CPU waits for here: one softmax serves both losses, and no one-hot target is
+    written. On a GPU the sums by class would not be the same in each run.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, target: Tensor, entropy: bool) -> Tensor:
+        samples, classes = logits.shape[:2]
+        labels = target.flatten(1).unsqueeze(1)
+        log_p = logits.flatten(2).log_softmax(dim=1)
+        log_chosen = log_p.gather(1, labels)
+        p, chosen = log_p.exp_(), log_chosen.exp()
+        places = (labels.squeeze(1) + classes * torch.arange(samples).unsqueeze(1)).flatten()
+        overlap = torch.bincount(places, chosen.flatten().double(), samples * classes)
+        volume = torch.bincount(places, minlength=samples * classes)
+        total = p.sum(2).double() + volume.view(samples, classes)
+        numerator, denominator = 2.0 * overlap.view(total.shape) + _SMOOTH, total + _SMOOTH
+        context.save_for_backward(p, chosen, labels, numerator, denominator)
+        context.shape, context.entropy = logits.shape, entropy
+        loss = (1.0 - numerator / denominator).mean().to(logits.dtype)
+        return loss - log_chosen.mean() if entropy else loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        p, chosen, labels, numerator, denominator = context.saved_tensors
+        share = 1.0 / chosen.numel() if context.entropy else 0.0
+        # slopes of the Dice loss: by each probability of a class, and more where it is the label
+        everywhere = (numerator / denominator.square() / denominator.numel()).to(p.dtype)
+        inside = (-2.0 / denominator / denominator.numel()).to(p.dtype)
+        everywhere, inside, share = (part * gradients[0] for part in (everywhere, inside, share))
+        slopes = torch.empty_like(p)
+        width = max(1, p.shape[2] * _PIECE // max(1, p.numel()))
+        pieces = (tensor.split(width, 2) for tensor in (p, chosen, labels, slopes))
+        for part, sure, place, slope in zip(*pieces, strict=True):
+            at_label = inside.gather(1, place.squeeze(1)).unsqueeze(1) * sure
+            mean = torch.bmm(everywhere.unsqueeze(1), part) + at_label
+            torch.mul(everywhere.unsqueeze(2) + share - mean, part, out=slope)
+            slope.scatter_add_(1, place, at_label - share)
+        return slopes.view(context.shape), None, None
 
 
 def _dice(

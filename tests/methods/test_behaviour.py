@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe import discover
-from kdpipe.engine.loop import Learner, Trainer
+from kdpipe.engine.learner import Learner
+from kdpipe.engine.loop import Trainer
 from kdpipe.engine.state import Checkpoint, weights_digest
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
