@@ -1,4 +1,6 @@
 # kdpipe: which distillation method is worth it? README.md says how; config.yaml holds the settings.
+import os
+
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -7,10 +9,15 @@ min_version("9.0")
 configfile: "config.yaml"
 
 
+# for `--sdm apptainer` only, see docs/cluster.md
+container: os.environ.get("KDPIPE_IMAGE", "envs/kdpipe.sif")
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/configure.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/cohort.smk"
 include: "workflow/rules/tune.smk"
 include: "workflow/rules/profile.smk"
 include: "workflow/rules/predict.smk"

@@ -6,7 +6,6 @@ Each works without Snakemake. What they do is in `kdpipe.stages`.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -16,15 +15,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe import __version__, stages
+from kdpipe.engine.signals import StopRequest
 from kdpipe.errors import ConfigError, KdpipeError
+from kdpipe.progress import start_log
 
 _EPILOG = """\
 exit codes:
   0   done
   2   the configuration or the command line is wrong
   3   the data are wrong; the message names the case
-  4   training diverged
-  75  stopped by a signal with a checkpoint; the same command goes on from there
+  4   training diverged; the message names a file with the batch
+  5   another process does the same work; nothing was touched
+  75  stopped by a signal, or a process that works for this one was killed; the same
+      command goes on, a training from its last checkpoint
 """
 
 
@@ -32,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return the exit code."""
     parser = build_parser()
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("numexpr").setLevel(logging.WARNING)  # it tells everybody its threads
+    given.arguments = sys.argv[1:] if arguments is None else list(arguments)
+    start_log()
+    # what follows a signal is the same for all; a training has a request of its own within
+    on_stop = getattr(given, "on_stop", "auto")
     try:
-        given.command(given)
+        with StopRequest(on_stop, before="the end"):
+            given.command(given)
     except KdpipeError as error:
         print(f"kdpipe {given.name}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -77,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--code", default="", help="digest of the code, kept with each case")
     prepare.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     prepare.add_argument("--memory-mb", type=int, help="bound for all processes together")
+    _wait(prepare)
 
     split = _add(
         commands, "split", stages.run_split, "divide the patients into train, val and test"
@@ -95,13 +102,31 @@ def build_parser() -> argparse.ArgumentParser:
         _path(train, "--model", "model.pt to write; model.json and train.csv come beside it")
         train.add_argument("--code", default="", help="digest of the code, for the provenance")
         train.add_argument(
-            "--checkpoint-seconds", type=float, default=60.0, help="0: after every step"
+            "--processes", type=int, default=1, help="that train together, one a GPU (default 1)"
         )
-        train.add_argument("--loaders", type=int, default=0, help="processes that load data")
+        _add_course(train)
+        _wait(train)
         if name == "distill":
             _path(train, "--teacher", "model.pt of the teacher", required=False)
             _path(train, "--choice", "choice.json with the settings of a tuned one", required=False)
             _paths(train, "--trained", "folders of trainings; taken over if it is the same")
+
+    cohort = _add(
+        commands, "train-cohort", stages.run_train_cohort, "train students of the same batches"
+    )
+    cohort.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="run.json of a member, repeatable; checkpoints and results come beside it",
+    )
+    _path(cohort, "--members", "instead of --run, in a study: what its graph says", required=False)
+    _path(cohort, "--prepared", "folder written by prepare (run.json and cases/)")
+    _path(cohort, "--split", "split.json")
+    _path(cohort, "--teacher", "model.pt of the teacher of those that need one", required=False)
+    _add_course(cohort)
 
     choose = _add(commands, "choose", stages.run_choose, "choose the best trial of a method")
     _path(choose, "--run", "run.json with the settings of all trials")
@@ -194,6 +219,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_course(train: argparse.ArgumentParser) -> None:
+    """What changes no result of a training."""
+    train.add_argument("--checkpoint-seconds", type=float, default=60.0, help="0: after every step")
+    train.add_argument("--loaders", type=int, default=0, help="processes that load data")
+    train.add_argument(
+        "--on-stop",
+        choices=("auto", "wait", "exit"),
+        default="auto",
+        help="after SIGTERM or SIGUSR1: save, then exit, or wait to be killed, which a "
+        "cluster wants to see to queue the job again (default auto: wait in a SLURM job)",
+    )
+
+
 def _add_evaluate(commands: Any) -> None:
     evaluate = _add(
         commands, "evaluate", stages.run_evaluate, "score label maps against references"
@@ -233,6 +271,17 @@ def _add(commands: Any, name: str, function: Any, text: str) -> argparse.Argumen
 
 def _path(parser: Any, flag: str, text: str, required: bool = True) -> None:
     parser.add_argument(flag, type=Path, required=required, metavar="PATH", help=text)
+
+
+def _wait(parser: Any) -> None:
+    parser.add_argument(
+        "--wait-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="how long to wait for another process that does the same work, whose results are "
+        "then used (default 0: exit with 5)",
+    )
 
 
 def _paths(parser: Any, flag: str, text: str) -> None:

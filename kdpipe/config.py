@@ -26,6 +26,7 @@ from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
 from kdpipe.settings import Evaluation, Inference, Profile, Search, Statistics, TrainingRoles
 from kdpipe.tuning import is_reserved
+from kdpipe.yaml_files import check_size, load_yaml
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -103,7 +104,9 @@ def _dataset_from_yaml(value: Any) -> Any:
 class Study(Strict):
     """A whole study: the axes, whose product is the grid of cells, and the settings."""
 
-    study: str = Field("study", pattern=r"^[A-Za-z0-9_.-]+$", description="names the tables")
+    study: str = Field(
+        "study", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", description="names the tables"
+    )
     data_root: str = Field("data", description="holds raw/ and prepared/")
     results_root: str = "results"
     cards: tuple[str, ...] = Field((), description="folders with cards of your own")
@@ -126,6 +129,9 @@ class Study(Strict):
         0, ge=0, description="trials of each method, 'none' included, on validation data; 0: none"
     )
     search: Search = Search()
+    cohort: bool | Annotated[int, Field(ge=2, le=32)] = Field(
+        False, description="train students of the same batches in one job: true (12), or how many"
+    )
     training: TrainingRoles = TrainingRoles()
     inference: Inference = Inference()
     evaluation: Evaluation = Evaluation()
@@ -200,7 +206,10 @@ def load_study(config: Mapping[str, Any], origin: str = "the configuration") -> 
         ConfigError: names the key, the origin and the nearest valid name.
     """
     try:
+        check_size(config)
         study = Study.model_validate(dict(config))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{origin}: {explain(error, Study)}") from None
     try:
@@ -214,7 +223,7 @@ def read_study(*files: Path | str) -> Study:
     merged: dict[str, Any] = {}
     for file in files:
         try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+            content = load_yaml(Path(file).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
         except yaml.YAMLError as error:

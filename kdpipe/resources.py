@@ -12,7 +12,9 @@ class JobResources(Strict):
 
     mem_mb: int = Field(1000, ge=1)
     runtime: int = Field(10, ge=1, description="minutes")
-    retries: int = Field(0, ge=0)
+    retries: int | None = Field(
+        None, ge=0, description="null: as many as Snakemake is told (--retries, or its profile)"
+    )
 
 
 class ParallelResources(JobResources):
@@ -26,24 +28,64 @@ class NetworkResources(ParallelResources):
 
     threads: int = Field(2, ge=1)
     mem_mb: int = Field(6000, ge=1)
-    gpu: int = Field(0, ge=0)
+    gpu: int = Field(0, ge=0, description="a training on several has a process on each")
 
 
 class TrainingResources(NetworkResources):
-    """Of a training; none of these changes its result."""
+    """Of a training; none changes its result, several GPUs only the rounding."""
 
     runtime: int = Field(720, ge=1, description="minutes")
-    retries: int = Field(2, ge=0, description="each goes on from the checkpoint")
+    retries: int | None = Field(2, ge=0, description="each goes on from the checkpoint")
     checkpoint_seconds: int = Field(60, ge=0, description="0: after every step")
     loaders: int = Field(0, ge=0, description="processes that load data; 0 on a CPU")
+
+    def of_cohort(self, members: int) -> tuple[int, int]:
+        """Return memory (MB) and time (minutes) of several students in one job.
+
+        They hold one batch and one set of activations in memory, and each its weights.
+        """
+        more = members - 1
+        return self.mem_mb + more * self.mem_mb // 10, self.runtime + more * self.runtime * 3 // 4
+
+
+class PrepareResources(ParallelResources):
+    """Of a preparation."""
+
+    threads: int = Field(2, ge=1)
+    mem_mb: int = Field(4000, ge=1)
+    runtime: int = Field(120, ge=1, description="minutes")
+
+
+class ProfileResources(NetworkResources):
+    """Of measuring what a network costs."""
+
+    threads: int = Field(1, ge=1)
+    runtime: int = Field(30, ge=1, description="minutes")
+
+
+class PredictResources(NetworkResources):
+    """Of segmenting the test cases."""
+
+    runtime: int = Field(120, ge=1, description="minutes")
+    retries: int | None = Field(1, ge=0)
+
+
+class EvaluateResources(ParallelResources):
+    """Of scoring the predictions of a cell."""
+
+    mem_mb: int = Field(3000, ge=1)
+    runtime: int = Field(60, ge=1, description="minutes")
 
 
 class Resources(Strict):
     """Resources by stage; ``light`` is for fetch, split, tables and settings."""
 
+    jobs_per_gpu: int = Field(
+        1, ge=1, description="jobs that may share a GPU, on a machine without a scheduler"
+    )
     light: JobResources = JobResources()
-    prepare: ParallelResources = ParallelResources(threads=2, mem_mb=4000, runtime=120)
+    prepare: PrepareResources = PrepareResources()
     train: TrainingResources = TrainingResources()
-    profile: NetworkResources = NetworkResources(threads=1, runtime=30)
-    predict: NetworkResources = NetworkResources(runtime=120, retries=1)
-    evaluate: ParallelResources = ParallelResources(mem_mb=3000, runtime=60)
+    profile: ProfileResources = ProfileResources()
+    predict: PredictResources = PredictResources()
+    evaluate: EvaluateResources = EvaluateResources()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdpipe.protocols import BANDS, Protocol, check_names, get_protocol
 from kdpipe.schema import Strict
@@ -54,9 +54,33 @@ class Training(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on a GPU that has it, else fp32"
     )
+    teacher_precision: Literal["same", "fp32", "bf16", "fp16"] = Field(
+        "same", description="of the frozen teacher's forward pass"
+    )
+    channels_last: bool = Field(
+        False, description="channels innermost in memory, the layout that bf16 is fastest in"
+    )
+    compile: bool = Field(
+        False,
+        description="torch.compile of both networks; it takes seconds to minutes at the start, is "
+        "meant for GPUs and brings nothing on a CPU",
+    )
+    fast: bool = Field(
+        False,
+        description="bf16 and channels_last where these are not set, and a faster PReLU; results "
+        "are equal within the noise of seeds, not to the bit",
+    )
     ema_decay: float | None = Field(None, gt=0, lt=1, description="null: no averaging of weights")
     validate_every: int = Field(10, ge=1, description="epochs; the last one is always validated")
     validation_overlap: float = Field(0.25, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_fast(cls, given: Any) -> Any:
+        """``fast`` stands for two settings; as these they are read, shown and digested."""
+        if isinstance(given, dict) and given.get("fast") is True:
+            return {"precision": "bf16", "channels_last": True, **given}
+        return given
 
 
 class TrainingRoles(Strict):
@@ -71,6 +95,15 @@ class Inference(Strict):
 
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = Field(4, ge=1)
+    engine: Literal["torch", "openvino"] = Field(
+        "torch", description="openvino: on a CPU, needs the extra of that name; labels are checked"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 only where the Dice of validation cases does not suffer"
+    )
+    precision_margin_percent: float = Field(
+        0.1, ge=0, description="mean Dice that bf16 may lose on validation cases, in points"
+    )
 
 
 class Evaluation(Strict):

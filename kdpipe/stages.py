@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from kdpipe.atomic import write_json
+from kdpipe.atomic import mark_of, write_json
 from kdpipe.errors import ConfigError
 
 
@@ -40,6 +41,7 @@ def run_prepare(given: argparse.Namespace) -> None:
     from kdpipe.data.prepare import prepare
     from kdpipe.data.verdict import Checks
     from kdpipe.labels import Labels
+    from kdpipe.lock import FolderLock
     from kdpipe.presets import Preparation
     from kdpipe.provenance import digest
     from kdpipe.rules import Rules
@@ -51,19 +53,20 @@ def run_prepare(given: argparse.Namespace) -> None:
         files = (given.integrity, given.integrity.with_suffix(".tsv"), given.report)
         names = _json(given.names, "names") if given.names else {}
         checks = Checks(Rules.model_validate(rules | names), *files)
-    prepare(
-        read_manifest(given.manifest),
-        Preparation.model_validate(run["preset"]),
-        Labels.model_validate(run["labels"]),
-        run["channels"],
-        store=given.store,
-        cases_tsv=given.cases,
-        fingerprint=given.fingerprint,
-        digest=digest(run, given.code),
-        workers=given.workers,
-        memory_mb=given.memory_mb,
-        checks=checks,
-    )
+    with FolderLock(given.store, wait=60.0 * given.wait_minutes):
+        prepare(
+            read_manifest(given.manifest),
+            Preparation.model_validate(run["preset"]),
+            Labels.model_validate(run["labels"]),
+            run["channels"],
+            store=given.store,
+            cases_tsv=given.cases,
+            fingerprint=given.fingerprint,
+            digest=digest(run, given.code),
+            workers=given.workers,
+            memory_mb=given.memory_mb,
+            checks=checks,
+        )
 
 
 def run_split(given: argparse.Namespace) -> None:
@@ -76,12 +79,31 @@ def run_split(given: argparse.Namespace) -> None:
 
 def run_train(given: argparse.Namespace) -> None:
     """Train a teacher or a student, or take over a teacher that is trained already."""
+    from kdpipe.engine.signals import StopRequest
+    from kdpipe.engine.slots import gpu_slot
+
+    before = mark_of(given.model)
+    adopts = "adopt" in _json(given.run, "cell", "network", "targets", "patch")
+    count = 1 if adopts else max(1, given.processes)
+    with StopRequest(given.on_stop), gpu_slot(count):  # from before the imports: they take seconds
+        if count > 1 and "LOCAL_RANK" not in os.environ:
+            from kdpipe.engine.launch import launch
+
+            launch(count, given.arguments, given.on_stop)
+            return
+        from kdpipe.engine.parallel import processes
+
+        with processes():
+            _train(given, before)
+
+
+def _train(given: argparse.Namespace, before: tuple[int, int] | None) -> None:
     from kdpipe.data.split import read_split
     from kdpipe.engine.adopt import adopt
     from kdpipe.engine.device import keep_freed_memory
     from kdpipe.engine.jobs import Job
-    from kdpipe.engine.reuse import train_tuned
-    from kdpipe.engine.train import train
+    from kdpipe.engine.reuse import take_over, train_tuned
+    from kdpipe.engine.shared import train_once
 
     keep_freed_memory()
     run = _json(given.run, "cell", "network", "targets", "patch")
@@ -96,14 +118,26 @@ def run_train(given: argparse.Namespace) -> None:
         code=given.code,
         checkpoint_seconds=given.checkpoint_seconds,
         loaders=given.loaders,
+        on_stop=given.on_stop,
+        wait=60.0 * given.wait_minutes,
+        before=before,
     )
     if "tuned" not in run:
-        stage = adopt if "adopt" in run else train
-        stage(job)
+        stage = adopt if "adopt" in run else train_once
+        ready = getattr(given, "trained", ())  # where a cohort may have trained it
+        if not (ready and take_over(job, ready)):
+            stage(job)
         return
     if not given.choice:
         raise ConfigError(f"{given.run} is of a tuned student: give its --choice")
     train_tuned(job, _json(given.choice, "chosen", "trials"), given.trained)
+
+
+def run_train_cohort(given: argparse.Namespace) -> None:
+    """Train several students that see the same batches."""
+    from kdpipe.cohort_command import run_train_cohort
+
+    run_train_cohort(given)
 
 
 def run_choose(given: argparse.Namespace) -> None:
@@ -117,9 +151,11 @@ def run_choose(given: argparse.Namespace) -> None:
 def run_profile(given: argparse.Namespace) -> None:
     """Measure what a network costs."""
     from kdpipe.engine.profile import profile
+    from kdpipe.engine.slots import gpu_slot
 
     run = _json(given.run, "network", "patch", "threads", "repeats")
-    write_json(given.out, profile(run))
+    with gpu_slot(alone=True):
+        write_json(given.out, profile(run))
 
 
 def run_taps(given: argparse.Namespace) -> None:
@@ -133,21 +169,25 @@ def run_predict(given: argparse.Namespace) -> None:
     """Segment the test cases of a split."""
     from kdpipe.data.split import read_split
     from kdpipe.engine.device import keep_freed_memory, pick_device
+    from kdpipe.engine.slots import gpu_slot
     from kdpipe.infer.predict import predict_cases
     from kdpipe.settings import Inference
 
     keep_freed_memory()
     run = _json(given.run, "overlap", "window_batch")
     on_prepared_grid = run.pop("prepared", False)
-    predict_cases(
-        model=given.model,
-        store=given.prepared / "cases",
-        cases=read_split(given.split)["test"],
-        settings=Inference.model_validate(run),
-        out=given.out,
-        device=pick_device(),
-        on_prepared_grid=on_prepared_grid,
-    )
+    split = read_split(given.split)
+    with gpu_slot():
+        predict_cases(
+            model=given.model,
+            store=given.prepared / "cases",
+            cases=split["test"],
+            settings=Inference.model_validate(run),
+            out=given.out,
+            device=pick_device(),
+            on_prepared_grid=on_prepared_grid,
+            checked=split["val"],
+        )
 
 
 def run_evaluate(given: argparse.Namespace) -> None:

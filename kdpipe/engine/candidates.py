@@ -17,6 +17,7 @@ from kdpipe.engine.taps import TapRecorder
 from kdpipe.errors import ConfigError
 from kdpipe.nets.base import build_network, check_patch, dry_forward, network_stages
 from kdpipe.schema import explain
+from kdpipe.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def describe_candidates(entry: str, patch: Sequence[int], channels: int, classes
         ConfigError: the entry is no network, or the patch does not fit it.
     """
     try:
-        spec = Entry.model_validate(yaml.safe_load(entry))
+        spec = Entry.model_validate(load_yaml(entry))
     except (ValidationError, yaml.YAMLError) as error:
         reason = explain(error, Entry) if isinstance(error, ValidationError) else error
         raise ConfigError(f"{entry!r} is no network of a configuration: {reason}") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from kdpipe.engine import parallel
 from kdpipe.engine.device import processor
 
 _MILLI = 1e-3
@@ -40,7 +41,8 @@ class Spent:
     """
 
     def __init__(self, device: torch.device):
-        self._read = energy_counter(device)
+        counters = [energy_counter(each) for each in parallel.devices(device)]
+        self._read = lambda: sum(read() for read in counters)
         self._seconds = self._joules = 0.0
         self.begin()
 
@@ -54,6 +56,11 @@ class Spent:
         self.begin()
         self._seconds += self._since - since
         self._joules += self._counter - counter
+
+    def take_share(self, common: Spent, parties: int) -> None:
+        """Add an equal share of what `common` has counted for all parties together."""
+        self._seconds += common._seconds / parties
+        self._joules += common._joules / parties
 
     def take(self) -> dict[str, float]:
         """Return ``seconds`` and, where known, ``energy_j`` up to now, and begin at zero."""

@@ -15,8 +15,9 @@ from kdpipe.atomic import atomic_path, write_json
 from kdpipe.data.store import StoredCase
 from kdpipe.engine.energy import hardware, total
 from kdpipe.engine.state import weights_digest
-from kdpipe.infer.model import save_model
-from kdpipe.provenance import digest, environment, file_digest
+from kdpipe.errors import DataError
+from kdpipe.infer.model import read_tensors, save_model
+from kdpipe.provenance import digest, environment
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,11 @@ log = logging.getLogger(__name__)
 class Job:
     """What a training job reads and writes.
 
-    `store` holds the prepared cases, `state` the checkpoint; `model` is ``model.pt`` and two files
-    are written beside it: ``model.json`` (cost, selection, provenance) and ``train.csv``.
+    `store` holds the prepared cases, `state` the checkpoints; `model` is ``model.pt`` and two files
+    are written beside it: ``model.json`` (cost, selection, provenance) and ``train.csv``. `on_stop`
+    says what follows a signal, see `StopRequest`. `cohort` is how many are trained in turns.
+    Another process that trains the same cell is waited for, up to `wait` seconds, and what it has
+    written is taken; `before` is what `mark_of` said of the model when this process began.
     """
 
     run: dict[str, Any]
@@ -39,6 +43,10 @@ class Job:
     code: str = ""
     checkpoint_seconds: float = 60.0
     loaders: int = 0
+    on_stop: str = "exit"
+    cohort: int = 1
+    wait: float = 0.0
+    before: tuple[int, int] | None = None
 
     @property
     def is_trial(self) -> bool:
@@ -54,11 +62,22 @@ def training_digest(job: Job) -> str:
     """
     names = ("network", "targets", "patch", "method", "training", "adopt")
     decisive = {name: job.run[name] for name in names if name in job.run}
-    teacher = file_digest(job.teacher) if job.teacher else None
+    teacher = _teacher_digest(job.teacher) if job.teacher else None
     used = (*job.split["train"], *job.split["val"])
     data = [StoredCase(job.store / case).geometry["digest"] for case in used]
     seed = job.run["cell"]["seed"]
     return digest(decisive, seed, job.preparation, job.split, job.code, teacher, data)
+
+
+def _teacher_digest(path: Path) -> str:
+    """Digest of all that a student has from its teacher, whatever the teacher is called."""
+    try:
+        content = read_tensors(path)
+        run = {name: value for name, value in content["run"].items() if name != "cell"}
+        weights = weights_digest(content.get("weights", {}))
+        return digest(run, content["preparation"], content["sources"], weights)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a usable kdpipe model ({error}); train it again") from error
 
 
 def write_results(
@@ -88,6 +107,7 @@ def write_results(
         "code": job.code,
         "environment": environment(),
         "hardware": hardware(),
+        **({"cohort": job.cohort} if job.cohort > 1 else {}),
         **_tuning(job),
     }
     _write_history(job, rows)

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kdpipe.engine.device import autocast, compute_dtype
+from kdpipe.engine import parallel
+from kdpipe.engine.device import autocast, compute_dtype, teacher_dtype, warn_of_slow
 from kdpipe.engine.energy import Spent
+from kdpipe.engine.learner import Learner
+from kdpipe.engine.loss_log import check_finite, compared, described, diverged_file, norms_of
 from kdpipe.engine.optim import (
     build_critic_optimizer,
     build_optimizer,
@@ -24,8 +27,7 @@ from kdpipe.engine.optim import (
 )
 from kdpipe.engine.signals import StopRequest
 from kdpipe.engine.state import Checkpoint
-from kdpipe.engine.taps import TapRecorder
-from kdpipe.errors import Interrupted, TrainingDiverged
+from kdpipe.errors import Interrupted
 from kdpipe.methods.base import Distiller, Outputs, Progress
 from kdpipe.progress import ProgressReport
 from kdpipe.settings import Training
@@ -34,19 +36,6 @@ from kdpipe.terms.segmentation import SEGMENTATION_LOSSES
 logger = logging.getLogger(__name__)
 _NORM = "gradient_norm_"
 Batches = Callable[[int], Iterable[dict[str, Tensor]]]
-
-
-@dataclass
-class Learner:
-    """A network with the taps that a method wants recorded."""
-
-    network: nn.Module
-    recorder: TapRecorder
-
-    def __call__(self, image: Tensor) -> Outputs:
-        """Return logits and recorded features for images ``(B, C, *S)``."""
-        logits = self.network(image)
-        return Outputs(logits, self.recorder.take())
 
 
 @dataclass
@@ -72,6 +61,7 @@ class Trainer:
         validate: network -> mean validation Dice in [0, 1].
         checkpoint: where to save and go on.
         term_scale: factor on all terms of the method, beyond their own weights.
+        stop: notes signals; by itself the training ends at the next step after one.
     """
 
     def __init__(
@@ -85,6 +75,7 @@ class Trainer:
         validate: Callable[[nn.Module], float],
         checkpoint: Checkpoint,
         term_scale: float = 1.0,
+        stop: StopRequest | None = None,
     ):
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
@@ -92,9 +83,12 @@ class Trainer:
         self.student, self.teacher, self.method = student, teacher, method
         self.batches, self.validate, self.checkpoint = batches, validate, checkpoint
         self.term_scale = term_scale
+        self.stop = stop or StopRequest()
         self.segmentation_loss = SEGMENTATION_LOSSES[settings.segmentation_loss]
         self.device = next(student.network.parameters()).device
         self.dtype = compute_dtype(settings.precision, self.device)
+        self.teacher_dtype = teacher_dtype(settings.teacher_precision, self.dtype)
+        warn_of_slow(self.dtype, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.optimizer = build_optimizer(settings, student.network, method)
         self.critic_optimizer = build_critic_optimizer(method)
@@ -114,31 +108,52 @@ class Trainer:
         """Train to the last epoch, from a checkpoint if there is one.
 
         Raises:
-            Interrupted: after a signal; the state is saved.
+            Interrupted: after a signal; the state is saved, if the disk takes it.
             TrainingDiverged: when the loss is not finite.
         """
-        if not self._resume():
-            self._prefit()
+        self.begin()
         saved = time.monotonic()
-        self.spent.begin()
-        report = ProgressReport("training, step", self.total_steps, self.step)
-        with StopRequest() as stop, report:
+        shown = parallel.is_main()
+        report = ProgressReport("training, step", self.total_steps, self.step, shown)
+        with self.stop, report:
+            self.stop.defer()
             for batch in self.batches(self.step):
-                values = self._train_step(batch)
-                self.step += 1
+                values = self.advance(batch)
                 report.advance(note=f"loss {values['loss']:.4f}")
-                if self.step % self.steps_per_epoch == 0:
-                    self._end_epoch()
-                if stop.received or time.monotonic() - saved >= self.checkpoint.every_seconds:
-                    self.spent.add()
-                    self.checkpoint.save(self._state())
+                received = parallel.agreed_stop(self.stop.received)
+                if received or time.monotonic() - saved >= self.checkpoint.every_seconds:
+                    self.save()
                     saved = time.monotonic()
-                if stop.received and self.step < self.total_steps:
+                if received and self.step < self.total_steps:
+                    parallel.barrier()  # or the first to end would have the others ended
+                    self.stop.wait()
                     raise Interrupted(
-                        f"stopped by {stop.received} after step {self.step} of {self.total_steps}; "
-                        f"the state is in {self.checkpoint.folder}, run the same command to go on"
+                        f"stopped by {received} after step {self.step} of {self.total_steps}; "
+                        f"{self.checkpoint.told()}, run the same command to go on"
                     )
         return self.best
+
+    # what `run` is made of; a cohort does the same with several trainings in turns
+
+    def begin(self) -> None:
+        """Go on from the checkpoint, or let the method train its own parts first."""
+        if not self._resume():
+            self._prefit()
+        self.spent.begin()
+
+    def advance(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Do one step and, after the last one of an epoch, what ends it; return loss and terms."""
+        values = self._train_step(batch)
+        self.step += 1
+        if self.step % self.steps_per_epoch == 0:
+            self._end_epoch()
+        return values
+
+    def save(self) -> None:
+        """Save the state, where this process writes files."""
+        self.spent.add()
+        if parallel.is_main():
+            self.checkpoint.save(self._state())
 
     def _prefit(self) -> None:
         """Let the method train its own parts on the teacher's outputs."""
@@ -146,7 +161,7 @@ class Trainer:
         if steps:
             logger.info("pre-fitting the method on %d batches", steps)
             images = (batch["image"].to(self.device) for batch in self.batches(0))
-            outputs = map(self._teach, itertools.islice(images, steps))
+            outputs = map(self.teach, itertools.islice(images, steps))
             self.method.prefit(output for output in outputs if output is not None)
 
     # one step
@@ -157,21 +172,19 @@ class Trainer:
         self.student.network.train()
         self.method.train()
         image, label = (batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
-        with autocast(self.device, self.dtype):
-            student, teacher = self.student(image), self._teach(image)
-            terms = {"segmentation": self.segmentation_loss(student.logits, label)}
-            for name, term in self.method(student, teacher, label, self._progress()).items():
-                terms[name] = self.term_scale * term
+        with parallel.own_draws(self.step):
+            with autocast(self.device, self.dtype):
+                student = self.student(image)
+            teacher = self.teach(image)
+        label = parallel.gather(label)  # terms are outside autocast, in float32
+        terms = {"segmentation": self.segmentation_loss(student.logits, label)}
+        for name, term in self.method(student, teacher, label, self._progress()).items():
+            terms[name] = self.term_scale * term
         loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            found = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise TrainingDiverged(
-                f"the loss is not finite at step {self.step} ({found}); lower the learning rate "
-                "or the method's weight, or train in fp32"
-            )
+        check_finite(loss, terms, batch, self.step, diverged_file(self.checkpoint.folder))
         if self._measures_gradients():
-            self.gradient_norms = self._norms_of(terms)
-            logger.info("step %d: %s", self.step, _compared(terms, self.gradient_norms))
+            self.gradient_norms = norms_of(terms, self.student.network)
+            logger.info("step %d: %s", self.step, compared(terms, self.gradient_norms))
         self._update(loss)
         self._update_critic(student, teacher)
         values = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
@@ -180,8 +193,10 @@ class Trainer:
         return values
 
     @torch.no_grad()
-    def _teach(self, image: Tensor) -> Outputs | None:
-        return self.teacher(image) if self.teacher else None
+    def teach(self, image: Tensor) -> Outputs | None:
+        """Return what the teacher gives for images ``(B, C, *S)``, if there is one."""
+        with autocast(self.device, self.teacher_dtype):
+            return self.teacher(image) if self.teacher else None
 
     def _renew_past_self(self) -> None:
         if self.method.past_self and self.teacher and self.step % self.steps_per_epoch == 0:
@@ -194,6 +209,7 @@ class Trainer:
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        parallel.join_gradients(self.student.network, self.method)
         if self.settings.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             clip_gradients(self.settings.gradient_clip, self.student.network, self.method)
@@ -209,17 +225,8 @@ class Trainer:
         if loss is not None:
             self.critic_optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            parallel.average_gradients(self.method.critic_parameters())
             self.critic_optimizer.step()
-
-    def _norms_of(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """L2 norm of each term's gradient on the student's parameters."""
-        weights = [p for p in self.student.network.parameters() if p.requires_grad]
-        norms = {}
-        for name, term in terms.items():
-            gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-            found = [gradient.norm() for gradient in gradients if gradient is not None]
-            norms[name] = torch.stack(found).norm().item() if found else 0.0
-        return norms
 
     def _progress(self) -> Progress:
         epoch = self.step // self.steps_per_epoch
@@ -240,7 +247,7 @@ class Trainer:
             row["validation_dice"] = dice = self.validate(network)
             if dice > self.best.dice:
                 self.best = Best(dice, epoch, copy.deepcopy(network.state_dict()))
-            logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, _described(means))
+            logger.info("epoch %d: validation Dice %.4f, %s", epoch, dice, described(means))
         self.rows.append(row)
         self.sums, self.gradient_norms = {}, {}
         self.spent.begin()
@@ -268,11 +275,13 @@ class Trainer:
             "sums": self.sums,
             "spent": self.spent.state(),
             "gradient_norms": self.gradient_norms,
+            "processes": parallel.world(),
         }
 
     def _resume(self) -> bool:
         """Go on from a checkpoint; False where there is none."""
-        state = self.checkpoint.load()
+        state = parallel.main_first(self.checkpoint.load)
+        parallel.check_same(-1 if state is None else state["step"], "the checkpoint's step")
         if state is None:
             return False
         for name, part in self._stateful().items():
@@ -282,19 +291,5 @@ class Trainer:
         self.spent.load(state["spent"])
         self.gradient_norms = state["gradient_norms"]
         logger.info("going on after step %d of %d", self.step, self.total_steps)
+        parallel.note_change(state.get("processes", 1))
         return True
-
-
-def _compared(terms: dict[str, Tensor], norms: dict[str, float]) -> str:
-    """Each term with the norm of its gradient, and how many times that of the segmentation loss."""
-    against = norms["segmentation"]
-    shown = []
-    for name, term in terms.items():
-        text = f"{name} {term.item():.4g} (gradient {norms[name]:.3g}"
-        times = f", {norms[name] / against:.2g} times" if name != "segmentation" and against else ""
-        shown.append(f"{text}{times})")
-    return ", ".join(shown)
-
-
-def _described(means: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in means.items())

@@ -34,10 +34,23 @@ class TapRecorder:
     def __init__(
         self, network: nn.Module, stages: Mapping[str, str], wanted: Iterable[str] | None = None
     ):
-        self.names = tuple(dict.fromkeys(stages if wanted is None else wanted))
-        found = {name: _find(network, stages, name) for name in self.names}
+        self.names: tuple[str, ...] = ()
+        self._network, self._stages = network, stages
         self._recorded: dict[str, tuple[Tensor, int | None]] = {}
-        self._handles = [self._attach(name, module, stages[name]) for name, module in found.items()]
+        self._handles: list[RemovableHandle] = []
+        self.add(stages if wanted is None else wanted)
+
+    def add(self, wanted: Iterable[str]) -> None:
+        """Record these taps too.
+
+        Raises:
+            ConfigError: as above; no tap is added then.
+        """
+        new = [name for name in dict.fromkeys(wanted) if name not in self.names]
+        found = {name: _find(self._network, self._stages, name) for name in new}
+        self.names += tuple(new)
+        for name, module in found.items():
+            self._handles.append(self._attach(name, module, self._stages[name]))
 
     @property
     def features(self) -> dict[str, Tensor]:
@@ -53,7 +66,7 @@ class TapRecorder:
                     "the network's stages() gives for it"
                 )
             tensor, version = self._recorded[name]
-            if version != _version(tensor):
+            if version != count_changes(tensor):
                 raise ConfigError(
                     f"tap {name!r} was overwritten in place after it was recorded; append "
                     f"{COPY!r} to its place in the network's stages()"
@@ -95,7 +108,7 @@ class TapRecorder:
                     "correct the network's stages()"
                 )
             tensor = value.clone() if place.endswith(COPY) else value
-            self._recorded[name] = (tensor, _version(tensor))
+            self._recorded[name] = (tensor, count_changes(tensor))
 
         if place.endswith(INPUT):
             return owner.register_forward_pre_hook(
@@ -154,6 +167,6 @@ def _first_tensor(given: Sequence[Any]) -> Any:
     return next((value for value in given if isinstance(value, Tensor)), None)
 
 
-def _version(tensor: Tensor) -> int | None:
-    """Count of in-place changes; inference tensors keep none."""
+def count_changes(tensor: Tensor) -> int | None:
+    """Return the count of in-place changes; inference tensors keep none."""
     return None if tensor.is_inference() else tensor._version

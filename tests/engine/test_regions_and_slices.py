@@ -20,12 +20,14 @@ from kdpipe.composition import check_method
 from kdpipe.data.store import StoredCase, sample_foreground, write_case
 from kdpipe.data.targets import Targets
 from kdpipe.engine.loop import Trainer
+from kdpipe.engine.signals import StopRequest
 from kdpipe.engine.state import weights_digest
-from kdpipe.engine.train import _assemble, train
+from kdpipe.engine.train import assemble, train
 from kdpipe.engine.validate import Validator
 from kdpipe.errors import ConfigError, Interrupted
 from kdpipe.infer.model import load_model
 from kdpipe.infer.predict import predict_cases
+from kdpipe.lock import FolderLock
 from kdpipe.metrics.overlap import dice
 from kdpipe.settings import Inference
 
@@ -166,7 +168,8 @@ def test_an_epoch_without_given_steps_passes_every_image(
     nested: Path, tmp_path: Path, sides: int
 ) -> None:
     run = run_of(sides=sides, steps_per_epoch=None, batch_size=3)
-    trainer = _assemble(make_job(nested, tmp_path, run), torch.device("cpu"))
+    job = make_job(nested, tmp_path, run)
+    trainer = assemble(job, torch.device("cpu"), StopRequest(), FolderLock(job.state))
     images = sum(StoredCase(nested / case).shape[2] for case in CASES[:4]) if sides == 2 else 4
     assert trainer.steps_per_epoch == math.ceil(images / 3)
 

@@ -239,7 +239,7 @@ def test_slices_and_a_teacher_that_is_trained_already(folder: Path, root: Path) 
     assert sorted(planned) == ["distill", "evaluate", "predict", "train_teacher"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_equal_budget_and_a_trial_that_diverges(folder: Path, root: Path) -> None:
     (folder / "budget.yaml").write_text(BUDGET)
     students = "tuned/ours/default/fold0/students"

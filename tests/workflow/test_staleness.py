@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,3 +319,32 @@ def test_a_source_that_has_gone_stops_the_run_and_deletes_nothing(checkout: Chec
         (checkout.folder / "unmounted").rename(checkout.folder / "source")
     assert all(file.exists() for file in files)
     assert checkout.planned() == set()
+
+
+#: a folder has no checksum: scores that are older than theirs of predictions are computed again
+OLD_SCORES = {"evaluate kd/seed0"} | REPORTED
+
+
+@pytest.mark.parametrize(
+    ("date", "again"),
+    [(1.0, OLD_SCORES), (time.time() + 1e6, set())],
+    ids=["the past", "the future"],
+)
+def test_a_clock_that_is_wrong_hides_no_edit_and_trains_nothing_again(
+    checkout: Checkout, date: float, again: set[str]
+) -> None:
+    """Of settings, inputs and outputs; machines whose clocks differ give such dates."""
+    cell = "results/mine/default/fold0/students/segresnet/unet_tiny/kd/seed0"
+    names = ("cases.tsv", "fingerprint.json", "run.json")
+    files = [checkout.folder / "data/prepared/mine/default" / name for name in names]
+    files += [checkout.folder / cell / name for name in ("run.json", "model.pt", "metrics.csv")]
+    before = {file: file.stat() for file in files}
+    for file in files:
+        os.utime(file, (date, date))
+    try:
+        assert checkout.planned() == again
+        change, expected = CASES["a method's weight"]
+        assert checkout.planned_after(change) == expected
+    finally:
+        for file, stat in before.items():
+            os.utime(file, (stat.st_atime, stat.st_mtime))

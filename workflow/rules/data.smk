@@ -12,7 +12,7 @@ rule fetch:
         "logs/fetch/{dataset}.log",
     benchmark:
         "benchmarks/fetch/{dataset}.tsv"
-    retries: RESOURCES.light.retries
+    retries: retried(RESOURCES.light.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: 1
@@ -47,7 +47,7 @@ rule prepare:
         "logs/prepare/{dataset}/{preset}.log",
     benchmark:
         "benchmarks/prepare/{dataset}/{preset}.tsv"
-    retries: RESOURCES.prepare.retries
+    retries: retried(RESOURCES.prepare.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: RESOURCES.prepare.threads
@@ -65,7 +65,8 @@ rule prepare:
         "exec python -m kdpipe prepare --run {input.run} --manifest {input.manifest} --store {params.store}"
         " --cases {output.cases} --fingerprint {output.fingerprint}"
         " --names {input.names} --integrity {params.integrity} --report {params.report} --code {params.code}"
-        " --workers {threads} --memory-mb {resources.mem_mb} > {log} 2>&1"
+        " --workers {threads} --memory-mb {resources.mem_mb}"
+        " --wait-minutes {resources.runtime} > {log} 2>&1"
 
 
 rule split:

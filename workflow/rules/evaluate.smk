@@ -14,7 +14,7 @@ rule evaluate:
         "logs/evaluate/{cell}.log",
     benchmark:
         "benchmarks/evaluate/{cell}.tsv"
-    retries: RESOURCES.evaluate.retries
+    retries: retried(RESOURCES.evaluate.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: RESOURCES.evaluate.threads

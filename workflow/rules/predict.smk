@@ -13,7 +13,7 @@ rule predict:
         "logs/predict/{cell}.log",
     benchmark:
         "benchmarks/predict/{cell}.tsv"
-    retries: RESOURCES.predict.retries
+    retries: retried(RESOURCES.predict.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: RESOURCES.predict.threads

@@ -11,11 +11,11 @@ rule profile:
         "logs/profile/{profile}.log",
     benchmark:
         "benchmarks/profile/{profile}.tsv"
-    retries: RESOURCES.profile.retries
+    retries: retried(RESOURCES.profile.retries)
     conda:
         "../../envs/kdpipe.yaml"
     # on one machine nothing else runs beside a measurement
-    threads: workflow.cores or RESOURCES.profile.threads
+    threads: all_cores(RESOURCES.profile.threads)
     resources:
         mem_mb=grows(RESOURCES.profile.mem_mb),
         runtime=grows(RESOURCES.profile.runtime),

@@ -17,7 +17,7 @@ rule train_teacher:
         "benchmarks/train/{cell}.tsv"
     wildcard_constraints:
         cell=r".+/teachers/.+/seed\d+",
-    retries: RESOURCES.train.retries
+    retries: retried(RESOURCES.train.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: RESOURCES.train.threads
@@ -40,7 +40,8 @@ rule train_teacher:
         "exec python -m kdpipe train --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {output.model} --code {params.code}"
         " --checkpoint-seconds {resources.checkpoint_seconds}"
-        " --loaders {resources.loaders} > {log} 2>&1"
+        " --loaders {resources.loaders} --processes {resources.gpu}"
+        " --wait-minutes {resources.runtime} > {log} 2>&1"
 
 
 rule distill:
@@ -49,17 +50,18 @@ rule distill:
         split=of_cell("{fold}/split.json", TRAININGS),
         cases=of_cell("{prepared}/cases.tsv", TRAININGS),
         teacher=teacher_model,
-    output:
-        model="{cell}/model.pt",
-        facts="{cell}/model.json",
-        history="{cell}/train.csv",
+        cohort=ancient(ticket),
+    output:  # in a study of cohorts kept until replaced: see cohort.smk
+        model=kept("{cell}/model.pt"),
+        facts=kept("{cell}/model.json"),
+        history=kept("{cell}/train.csv"),
     log:
         "logs/train/{cell}.log",
     benchmark:
         "benchmarks/train/{cell}.tsv"
     wildcard_constraints:
         cell=DEFAULT_STUDENT,
-    retries: RESOURCES.train.retries
+    retries: retried(RESOURCES.train.retries)
     conda:
         "../../envs/kdpipe.yaml"
     threads: RESOURCES.train.threads
@@ -76,9 +78,11 @@ rule distill:
         state=beside("checkpoint"),
         model=beside("model.pt"),
         teacher=lambda wildcards, input: f"--teacher {input.teacher}" if input.teacher else "",
-        choice="",  # of a student with tuned settings
+        # a cohort's result is taken; of a student with tuned settings the choice
+        choice=lambda wildcards, output: f"--trained {os.path.dirname(output[0])}/{COHORT_FOLDER}",
     shell:
         "exec python -m kdpipe distill --run {input.run} --prepared {params.prepared} --split {input.split}"
         " --state {params.state} --model {params.model} {params.teacher} {params.choice} --code {params.code}"
         " --checkpoint-seconds {resources.checkpoint_seconds}"
-        " --loaders {resources.loaders} > {log} 2>&1"
+        " --loaders {resources.loaders} --processes {resources.gpu}"
+        " --wait-minutes {resources.runtime} > {log} 2>&1"

@@ -3,8 +3,8 @@
 
 use rule distill as distill_trial with:
     output:  # no model: a trial that diverges has none, and is lost without stopping the study
-        facts="{cell}/model.json",
-        history="{cell}/train.csv",
+        facts=kept("{cell}/model.json"),
+        history=kept("{cell}/train.csv"),
     wildcard_constraints:
         cell=TRIAL_STUDENT,
 
