@@ -1,41 +1,33 @@
 """Time kdpipe's metrics against MONAI's and medpy's, all on the same synthetic cases, on the CPU.
 
-Usage: python bench/evaluation.py [--cases organ13 poor brats tiny] [--rounds 5]
-           [--medpy-classes 1] [--shape 150 512 512] [--cpu-time] [--out evaluation.json]
+Usage: python bench/evaluation.py [--rounds 5] [--json FILE]
 
-kdpipe computes Dice, both 95th percentiles, the maximum and the average distance of every
-structure; MONAI computes its 95th percentile alone (one-hot conversion included, as its users pay
-it); medpy its `hd95`, on the full volume, of the first `--medpy-classes` structures only on the big
-cases, and its time is then scaled to all of them. Runs of one case alternate; ratios are medians
-over rounds
-of the ratio within a round. medpy runs once on the big cases. Peak memory is what one run adds,
-in a process of its own.
+kdpipe computes Dice, IoU, both 95th percentiles, the maximum, the average distance and the surface
+Dice of every structure; MONAI its 95th percentile alone (one-hot conversion included, as its users
+pay it); medpy its `hd95` and surface-distance its robust Hausdorff distance, on the full volume. On
+big cases these two run once, for one structure, and their time is scaled to all of them. Peak
+memory is what one run adds, in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from side_by_side import Row, in_turns, main, ratio, shown, shown_bytes
 
 from kdpipe.metrics.case import LabelPair, StructurePair
 from kdpipe.metrics.labelled import mask_of
-from kdpipe.metrics.surface import assd, max_hausdorff, pooled_hausdorff
+from kdpipe.metrics.surface import assd, max_hausdorff, nsd, pooled_hausdorff
 
 Structures = dict[str, tuple[int, ...]]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,8 @@ def ours(case: Case, jit: bool | None, threads: int = 1) -> list[float]:
     for ids in case.structures.values():
         pair = StructurePair(labels, ids)
         distances = pair.distances
-        _ = pair.overlap.dice, max_hausdorff(distances, 100.0), assd(distances)
+        _ = pair.overlap.dice, pair.overlap.iou, max_hausdorff(distances, 100.0)
+        _ = assd(distances), nsd(distances, 2.0)
         answer += [pooled_hausdorff(distances, 95.0), max_hausdorff(distances, 95.0)]
     return answer
 
@@ -150,11 +143,16 @@ def medpy(case: Case, classes: int) -> list[float]:
     return [float(hd95(*_masks(case, ids), voxelspacing=case.spacing)) for ids in chosen]
 
 
-def seconds(function: Callable[[], list[float]], clock: Clock) -> tuple[float, list[float]]:
-    """Time of one call by the clock, and its answer."""
-    start = clock()
-    answer = function()
-    return clock() - start, answer
+def deepmind(case: Case, classes: int) -> list[float]:
+    """surface-distance's 95th percentile, weighted by area, of the first `classes` structures."""
+    import surface_distance
+
+    answer = []
+    for ids in list(case.structures.values())[:classes]:
+        prediction, reference = _masks(case, ids)
+        found = surface_distance.compute_surface_distances(reference, prediction, case.spacing)
+        answer.append(float(surface_distance.compute_robust_hausdorff(found, 95)))
+    return answer
 
 
 def _resident(field: str) -> float:
@@ -165,126 +163,103 @@ def _resident(field: str) -> float:
     raise SystemExit(f"no {field} in /proc/self/status")
 
 
-def _added_memory(queue: multiprocessing.Queue, case: Case, jit: bool | None) -> None:
-    """Put MiB that one run adds to this process at its peak; machine code is loaded before."""
+def _added_memory(case: Case, jit: bool) -> float:
+    """MiB that one run adds to this process at its peak; machine code is loaded before."""
     ours(tiny((35, 50, 35)), jit)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _resident("VmRSS")
     ours(case, jit)
-    queue.put(_resident("VmHWM") - before)
+    return _resident("VmHWM") - before
 
 
-def added_memory(case: Case, jit: bool | None) -> float:
+def added_memory(case: Case, jit: bool) -> float:
     """MiB that one run of kdpipe adds to the peak of a fresh process."""
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue = context.Queue()
-    process = context.Process(target=_added_memory, args=(queue, case, jit))
-    process.start()
-    mebibytes: float = queue.get()
-    process.join()
-    return mebibytes
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_added_memory, case, jit).result()
 
 
-def measure(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Alternate all contenders on one case; medians in seconds, ratios within rounds."""
-    clock: Clock = time.process_time if arguments.cpu_time else time.perf_counter
+def case_rows(name: str, case: Case, rounds: int, targets: tuple[float, ...]) -> list[Row]:
+    """Against MONAI with one thread, two, and without machine code; against medpy."""
     big = case.reference.size > 10**7
-    classes = min(arguments.medpy_classes, len(case.structures)) if big else len(case.structures)
-    runs: dict[str, Callable[[], list[float]]] = {
-        "kdpipe": lambda: ours(case, jit=True),
-        "kdpipe_2_threads": lambda: ours(case, jit=True, threads=2),
-        "kdpipe_no_jit": lambda: ours(case, jit=False),
-        "monai": lambda: monai(case),
+    timed = 1 if big else len(case.structures)
+    answers: dict[str, list[float]] = {}
+
+    def keep(contender: str, run: Callable[[], list[float]]) -> Callable[[], None]:
+        return lambda: answers.__setitem__(contender, run())
+
+    ways = {
+        "kdpipe": keep("kdpipe", lambda: ours(case, jit=True)),
+        "kdpipe, 2 threads": keep("kdpipe, 2 threads", lambda: ours(case, jit=True, threads=2)),
+        "kdpipe without JIT": keep("kdpipe without JIT", lambda: ours(case, jit=False)),
+        "MONAI": keep("MONAI", lambda: monai(case)),
     }
     ours(case, jit=True)  # loads the machine code
-    times: dict[str, list[float]] = {contender: [] for contender in (*runs, "medpy")}
-    answers: dict[str, list[float]] = {}
-    for turn in range(arguments.rounds):
-        order = list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]
-        for contender in order:
-            elapsed, answers[contender] = seconds(runs[contender], clock)
-            times[contender].append(elapsed)
-        if classes and (turn == 0 or not big):
-            elapsed, answers["medpy"] = seconds(lambda: medpy(case, classes), clock)
-            times["medpy"].append(elapsed * len(case.structures) / classes)
+    seconds = in_turns(ways, rounds)
+    start = time.perf_counter()
+    answers["medpy"] = medpy(case, timed)
+    middle = time.perf_counter()
+    deepmind(case, timed)
+    scale = len(case.structures) / timed
+    once = {
+        "medpy's hd95": (middle - start) * scale,
+        "surface-distance's robust Hausdorff": (time.perf_counter() - middle) * scale,
+    }
     _check(answers)
-    ratios = {
-        f"{contender} / {base}": statistics.median(a / b for a, b in zip(*pair, strict=False))
-        for contender in ("monai", "medpy")
-        for base in ("kdpipe", "kdpipe_2_threads", "kdpipe_no_jit")
-        if times[contender]
-        for pair in [(times[contender], times[base])]
-    }
-    labels = LabelPair(case.reference, case.prediction, case.spacing)
-    dice = [StructurePair(labels, ids).overlap.dice for ids in case.structures.values()]
-    return {
-        "case": name,
-        "shape": case.reference.shape,
-        "spacing_mm": case.spacing,
-        "structures": len(case.structures),
-        "mean_dice": statistics.mean(dice),
-        "medpy_classes_timed": classes,
-        "medpy_runs": len(times["medpy"]),
-        "rounds": arguments.rounds,
-        "clock": "process" if arguments.cpu_time else "wall",
-        "seconds": {key: statistics.median(values) for key, values in times.items() if values},
-        "ratios": ratios,
-        "added_mib": {
-            "kdpipe": added_memory(case, True),
-            "kdpipe_no_jit": added_memory(case, False),
-        },
-    }
+    shape = "×".join(str(side) for side in reversed(case.reference.shape))
+    work = f"{name} {shape}, {len(case.structures)} structures"
+    equal = "equal to rtol 1e-5, MONAI rounds to float32"
+    rows = []
+    for contender, target in zip(list(ways)[:3], targets[:3], strict=True):
+        note = f"{contender}, adds {_added(case, contender)}"
+        rows.append(
+            Row(
+                "evaluation", work, shown(seconds[contender]), "MONAI's HD95 alone",
+                shown(seconds["MONAI"]), ratio(seconds, contender, "MONAI"), target or None,
+                "6 ms to read both volumes" if big else "", equal, note,
+            )
+        )  # fmt: skip
+    note = "one structure timed, once, and scaled" if big else "once"
+    for peer, target, equal in (
+        ("medpy's hd95", targets[3] or None, "equal to the bit"),
+        ("surface-distance's robust Hausdorff", None, "another definition"),
+    ):
+        mine = statistics.median(once[peer] / value for value in seconds["kdpipe"])
+        rows.append(
+            Row(
+                "evaluation", work, shown(seconds["kdpipe"]), peer, shown([once[peer]]), mine,
+                target, "", equal, note,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _added(case: Case, contender: str) -> str:
+    if "threads" in contender:
+        return "as with one thread"
+    return shown_bytes(2**20 * added_memory(case, "without" not in contender))
+
+
+def rows(rounds: int = 5) -> list[Row]:
+    """All cases of the table; targets: one thread, two, no machine code, medpy."""
+    size = (150, 512, 512)
+    found = case_rows("organs", organ13(size), rounds, (60, 100, 3, 500))
+    found += case_rows("poor prediction", organ13(size, poor=True), rounds, (15, 15, 0, 0))
+    found += case_rows("brain tumour", brats((155, 240, 240)), rounds, (0, 0, 0, 0))
+    return found + case_rows("hippocampus", tiny((35, 50, 35)), rounds, (8, 8, 0, 0))
 
 
 def _check(answers: dict[str, list[float]]) -> None:
     """Stop if contenders disagree: a ratio between different numbers means nothing."""
     mine = answers["kdpipe"]
-    for contender in ("kdpipe_2_threads", "kdpipe_no_jit"):
+    for contender in ("kdpipe, 2 threads", "kdpipe without JIT"):
         if answers[contender] != mine:
             raise SystemExit(f"{contender} differs: {answers[contender]} and {mine}")
-    np.testing.assert_allclose(answers["monai"], mine[1::2], rtol=1e-5)
-    exact = answers.get("medpy", [])
+    np.testing.assert_allclose(answers["MONAI"], mine[1::2], rtol=1e-5)
+    exact = answers["medpy"]
     if exact != mine[0::2][: len(exact)]:
         raise SystemExit(f"medpy differs: {exact} and {mine[0::2]}")
 
 
-def main() -> None:
-    """Measure, print a table and write the numbers as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", default=["organ13", "poor", "brats", "tiny"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--medpy-classes", type=int, default=1, help="on big cases; 0: none")
-    parser.add_argument("--shape", type=int, nargs=3, default=(150, 512, 512), help="of organ13")
-    parser.add_argument("--cpu-time", action="store_true", help="of all threads, on a busy machine")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
-    make: dict[str, Callable[[], Case]] = {
-        "organ13": lambda: organ13(tuple(arguments.shape)),
-        "poor": lambda: organ13(tuple(arguments.shape), poor=True),
-        "brats": lambda: brats((155, 240, 240)),
-        "tiny": lambda: tiny((35, 50, 35)),
-    }
-    rows = []
-    for name in arguments.cases:
-        rows.append(row := measure(name, make[name](), arguments))
-        print(
-            f"{name}: {row['shape']}, {row['structures']} structures, Dice {row['mean_dice']:.2f}"
-        )
-        for contender, value in row["seconds"].items():
-            print(f"    {contender:<28}{1000 * value:>12.2f} ms")
-        for pair, value in row["ratios"].items():
-            print(f"    {pair:<28}{value:>12.1f} x")
-        for contender, value in row["added_mib"].items():
-            print(f"    {contender + ' adds':<28}{value:>12.0f} MiB", flush=True)
-    versions = ("numpy", "scipy", "numba", "monai", "medpy")
-    record = {
-        "versions": {name: importlib.metadata.version(name) for name in versions},
-        "machine": {"cpu": platform.machine(), "cores": os.cpu_count()},
-        "cases": rows,
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, packages=("medpy",))
