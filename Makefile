@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+READY_SLURM := $(VENV)/.installed-slurm
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test soak test-slurm bench lint docs clean
 
 ## demo: the default study (generated CT phantoms, CPU, offline), then its decisions
 demo: $(READY)
@@ -15,6 +16,19 @@ demo: $(READY)
 ## test: linters, type checks, then all tests
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+## soak: what takes minutes each: two studies that share, cohorts, 200 jobs without a leak (half an hour)
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
+
+## test-slurm: a study on a real SLURM with three virtual nodes, through faults (Debian, as root)
+test-slurm: $(READY_SLURM)
+	tests/slurm/lab.sh start && OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm; \
+	result=$$?; tests/slurm/lab.sh purge; exit $$result
+
+## bench: every stage against its peers, in turns; the table of docs/performance.md (half an hour)
+bench: $(READY)
+	$(BIN)/python bench/all.py
 
 ## lint: style, types, and Snakemake's own advice
 lint: $(READY)
@@ -31,6 +45,10 @@ docs: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(READY_SLURM): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,slurm]"
 	@touch $@
 
 ## clean: remove what the study made; data and environment stay

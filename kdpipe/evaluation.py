@@ -76,12 +76,14 @@ def _structures(path: Path) -> dict[str, tuple[int, ...]]:
     """Read ``name: label`` or ``name: [labels]``."""
     import yaml
 
+    from kdpipe.yaml_files import load_yaml
+
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--labels: cannot read {path}: {error.strerror}") from None
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
         return {
             str(name): tuple(map(int, ids)) if isinstance(ids, list) else (int(ids),)
             for name, ids in content.items()

@@ -78,7 +78,8 @@ def import_closure(modules: Iterable[str]) -> set[str]:
 
 @functools.cache
 def _imports(module: str) -> frozenset[str]:
-    named = (name for node in ast.walk(_tree(module)) for name in _imported_names(node, module))
+    lines = _statements(_tree(module))
+    named = (name for line in lines for name in _imported_names(line, module))
     return frozenset(name for name in named if name.count(".") >= 2 and _file(name))
 
 
@@ -102,15 +103,11 @@ def _file(module: str) -> Path | None:
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
+    """The syntax tree of a module, without its docstrings."""
     file = _file(module)
     assert file is not None, module
-    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-
-
-@functools.cache
-def _tree_digest(module: str) -> str:
-    tree = ast.parse(ast.unparse(_tree(module)))  # a copy: the cached tree stays whole
-    for node in ast.walk(tree):
+    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    for node in (tree, *_statements(tree)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if (
@@ -119,7 +116,21 @@ def _tree_digest(module: str) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return tree
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield every statement of a module; unlike `ast.walk` it passes over the expressions."""
+    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
+        inner = getattr(tree, field, ())
+        for node in inner if isinstance(inner, list) else ():  # a lambda's body is an expression
+            yield node
+            yield from _statements(node)
+
+
+@functools.cache
+def _tree_digest(module: str) -> str:
+    return hashlib.sha256(ast.dump(_tree(module)).encode()).hexdigest()
 
 
 def environment() -> dict[str, str]:

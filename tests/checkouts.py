@@ -16,6 +16,7 @@ from pathlib import Path
 
 FAKE_CLI = '''
 """Writes what a stage would write, without doing it."""
+import json
 import sys
 from pathlib import Path
 
@@ -30,6 +31,11 @@ OUTPUTS = {
 
 def main():
     stage, *rest = sys.argv[1:]
+    if stage == "train-cohort":
+        for ticket in json.load(sys.stdin):
+            Path(ticket).parent.mkdir(parents=True, exist_ok=True)
+            Path(ticket).write_text("trained")
+        return 0
     given = {flag: value for flag, value in zip(rest, rest[1:]) if flag.startswith("--")}
     for flag in OUTPUTS[stage]:
         path = Path(given[flag])

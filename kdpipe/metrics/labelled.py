@@ -14,7 +14,6 @@ from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
-from scipy import ndimage
 
 from kdpipe.metrics.nearest import Points, surface_to_surface, three_axes
 
@@ -186,6 +185,8 @@ Box = tuple[slice, ...]
 
 def label_boxes(volume: np.ndarray) -> list[Box | None]:
     """Bounding box of every label, label i at index i - 1."""
+    from scipy import ndimage  # heavy, and a training does not need it
+
     plain = volume.view(np.uint8) if volume.dtype == bool else volume
     # scipy reads every integer type in place, but only in the machine's byte order.
     plain = plain.astype(plain.dtype.newbyteorder("="), copy=False)

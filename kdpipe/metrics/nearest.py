@@ -14,11 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from kdpipe.metrics.ties import TIE, chosen
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 Spacing = tuple[float, float, float]
 
@@ -231,6 +234,8 @@ def _in_tree(
     away = np.flatnonzero(~np.isin(source, target, assume_unique=True))
     if not away.size:
         return answer
+    from scipy.spatial import cKDTree  # heavy, and a training does not need it
+
     steps = np.array(spacing)
     start, goal = unravel(source[away], shape).T, unravel(target, shape).T
     tree = cKDTree(goal * steps, balanced_tree=False, compact_nodes=False)

@@ -79,8 +79,8 @@ def _tables(rows: pd.DataFrame, ranks: pd.DataFrame, settings: Statistics) -> It
         first = of_metric.iloc[0]
         unit = difference_unit(first["unit"])
         order = ranks[(ranks[[*FIELD, "protocol", "metric"]] == _measure(first)).all(axis=1)]
-        chance = order.set_index(["teacher", "method"])["p_best"]
-        best = of_metric[of_metric["against_kind"] == "best"].set_index(["teacher", "method"])
+        chance = _by_arm(order, "p_best")
+        best = _by_arm(of_metric[of_metric["against_kind"] == "best"], "verdict")
         for kind, against in (("none", NONE), ("none_tuned", NONE + TUNED)):
             compared = of_metric[of_metric["against_kind"] == kind]
             if compared.empty:
@@ -103,10 +103,16 @@ def _headlines(rows: pd.DataFrame) -> list[str]:
     return [metric for metric in found if metric] or metrics[:1]
 
 
-def _line(row: pd.Series, chance: pd.Series, best: pd.DataFrame) -> list[str]:
+def _by_arm(rows: pd.DataFrame, column: str) -> dict[tuple[str, str], Any]:
+    """(teacher, method) -> value; looked up for each arm, which an index is slow at."""
+    return dict(zip(zip(rows["teacher"], rows["method"], strict=True), rows[column], strict=True))
+
+
+def _line(
+    row: pd.Series, chance: dict[tuple[str, str], float], best: dict[tuple[str, str], str]
+) -> list[str]:
     arm = (row["teacher"], row["method"])
     scale = factor(row["unit"])
-    is_best = arm not in best.index
     return [
         "" if row["teacher"] == NO_TEACHER else str(row["teacher"]),
         f"{row['method']}{DAGGER if row['reading'] else ''}",
@@ -118,7 +124,7 @@ def _line(row: pd.Series, chance: pd.Series, best: pd.DataFrame) -> list[str]:
         _signed(row["effect_rank_biserial"]),
         _number(chance.get(arm, math.nan)),
         str(row["verdict"]),
-        "is the best" if is_best else str(best.loc[[arm], "verdict"].iloc[0]),
+        str(best.get(arm, "is the best")),
     ]
 
 

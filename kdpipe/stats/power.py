@@ -160,13 +160,13 @@ _MANY = "Intervals cover other cases and other trainings."
 @functools.cache
 def _tested(n_cases: int, n_comparisons: int, confidence: float, power: float) -> float:
     """Difference in SDs that Wilcoxon's test shows after Bonferroni."""
-    from scipy import optimize, special
-
     from kdpipe.stats.significance import attained_level
 
     level = attained_level(n_cases, (1 - confidence) / n_comparisons)
     if level == 0:
         return math.inf
+    from scipy import optimize, special
+
     if level < _NEAR_SMALLEST * smallest_p(n_cases):
         return _simulated(n_cases, level, power)
     df = n_cases - 1

@@ -6,7 +6,6 @@ import functools
 import math
 
 import numpy as np
-from scipy import stats
 
 from kdpipe.stats.pairing import Array
 
@@ -34,6 +33,8 @@ def wilcoxon(differences: Array) -> float:
     if n == 0:
         return 1.0
     if n > EXACT_UP_TO:
+        from scipy import stats  # takes a second to import: what plans a study does without
+
         given = np.round(differences, _DIGITS)
         return float(stats.wilcoxon(given[given != 0], method="approx").pvalue)
     doubled = np.rint(2 * ranks).astype(int)  # mid-ranks are halves
@@ -98,9 +99,11 @@ def rank_sum_levels(n: int) -> Array:
 
 def _signed_ranks(differences: Array) -> tuple[Array, np.ndarray]:
     """Ranks of the sizes of the differences that are not 0, and which of them are positive."""
+    from scipy.stats import rankdata
+
     differences = np.round(differences, _DIGITS)
     differences = differences[differences != 0]
-    return stats.rankdata(np.abs(differences)), differences > 0
+    return rankdata(np.abs(differences)), differences > 0
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,7 +1,8 @@
 """The metric engine against medpy, MONAI and DeepMind's package, with JIT and without.
 
-10,000 random mask pairs in all: every pair against medpy (exactly) and against the other path (to
-the bit), every fourth one against MONAI (float32) and every fourth one against surface-distance.
+Random mask pairs, 10,000 of them with `make soak`: every pair against medpy (exactly) and against
+the other path (to the bit), every fourth one against MONAI (float32) and every fourth one against
+surface-distance.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from kdpipe.metrics.surface import (
     surface_distances,
 )
 
-PAIRS = 5000  # of each number of axes
 TOLERANCE_MM = 1.7
 
 
@@ -76,10 +76,11 @@ def _deepmind_agrees(reference: np.ndarray, prediction: np.ndarray, spacing: tup
         assert scores == pytest.approx(deepmind_scores(theirs, TOLERANCE_MM), rel=1e-9)
 
 
+@pytest.mark.parametrize("pairs", [1000, pytest.param(5000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.filterwarnings("ignore")
-def test_ten_thousand_mask_pairs(mask_pairs, ndim: int) -> None:
-    for i, (reference, prediction, spacing) in enumerate(mask_pairs(100 + ndim, PAIRS, ndim)):
+def test_thousands_of_mask_pairs(mask_pairs, ndim: int, pairs: int) -> None:
+    for i, (reference, prediction, spacing) in enumerate(mask_pairs(100 + ndim, pairs, ndim)):
         distances = surface_distances(reference, prediction, spacing, jit=True)
         assert _same(distances, surface_distances(reference, prediction, spacing, jit=False))
         fast, slow = (joint_histogram(reference, prediction, jit=jit) for jit in (True, False))
