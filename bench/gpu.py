@@ -64,7 +64,7 @@ class Setting:
 
 def step(setting: Setting) -> list[Row]:
     """Bfloat16, channels innermost and compiled, against float32 as it is written."""
-    from kd_step import CLASSES, Scene
+    from kd_scene import CLASSES, Scene
 
     from kdpipe.settings import Training
 
@@ -93,7 +93,7 @@ def step(setting: Setting) -> list[Row]:
 
 def data(setting: Setting) -> list[Row]:
     """How much of a training is waiting for crops."""
-    from kd_step import CLASSES, WARM, Scene
+    from kd_scene import CLASSES, WARM, Scene
 
     from kdpipe.data.sampler import CropDataset, CropRecipe
     from kdpipe.data.targets import Targets
@@ -211,10 +211,10 @@ def cohort(setting: Setting) -> list[Row]:
 
 def shrink() -> None:
     """Take small networks."""
-    import kd_step
+    import kd_scene
 
     small = {"channels": (4, 8, 16), "strides": (2, 2)}
-    kd_step.TEACHER, kd_step.STUDENT = ("res_unet", small), ("unet_tiny", small)
+    kd_scene.TEACHER, kd_scene.STUDENT = ("res_unet", small), ("unet_tiny", small)
 
 
 PARTS: dict[str, Callable[[Setting], list[Row]]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from kd_scene import Scene
 from side_by_side import Clock, Row, in_turns, ratio, shown
 
 from kdpipe.engine.device import autocast
@@ -14,9 +14,6 @@ from kdpipe.engine.loop import Trainer
 from kdpipe.errors import ConfigError
 from kdpipe.methods.base import Outputs
 from kdpipe.settings import Training
-
-if TYPE_CHECKING:
-    from kd_step import Scene
 
 #: The methods of the rows: the dearest of those whose terms fit into the limit or nearly so, and
 #: the plainest. Others are above it by what they are, and would hide all else: sbd (distance

@@ -126,7 +126,7 @@ def _prepare_voxels(folder: Path, planes: int) -> Work:
 
 
 def _step(folder: Path, side: int) -> Work:
-    from kd_step import Scene
+    from kd_scene import Scene
 
     from kdpipe.settings import Training
 
