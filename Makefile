@@ -23,7 +23,7 @@ soak: $(READY)
 
 ## test-slurm: a study on a real SLURM with three virtual nodes, through faults (Debian, as root)
 test-slurm: $(READY_SLURM)
-	tests/slurm/lab.sh start && OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm; \
+	tests/slurm/lab.sh start && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm; \
 	result=$$?; tests/slurm/lab.sh purge; exit $$result
 
 ## bench: every stage against its peers, in turns; the table of docs/performance.md (half an hour)
