@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from kdpipe.atomic import write_json
 from kdpipe.cohorts import FOLDER, folder_of
 from kdpipe.errors import ConfigError
+from kdpipe.json_files import read_object
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _train(given: argparse.Namespace, members: Sequence[_Member]) -> None:
     from kdpipe.engine.jobs import Job
 
     keep_freed_memory()
-    split, preparation = read_split(given.split), _json(given.prepared / "run.json")
+    split, preparation = read_split(given.split), read_object(given.prepared / "run.json")
     jobs = []
     for member in members:
         taught = needs_teacher(member.run["method"]["name"], member.run["method"]["params"])
@@ -74,12 +74,12 @@ def _train(given: argparse.Namespace, members: Sequence[_Member]) -> None:
 def _by_hand(runs: list[Path]) -> list[_Member]:
     if not runs:
         raise ConfigError("name the members: --run A/run.json --run B/run.json")
-    return [_Member(file.parent, file.parent, _member(file, _json(file))) for file in runs]
+    return [_Member(file.parent, file.parent, _member(file, read_object(file))) for file in runs]
 
 
 def _of_the_graph(file: Path) -> list[_Member]:
     members = []
-    for ticket, told in _json(file).items():
+    for ticket, told in read_object(file).items():
         cell = Path(folder_of(ticket))
         run = _member(file, told["run"])
         members.append(_Member(cell, cell / FOLDER, run, told["code"], Path(ticket)))
@@ -100,13 +100,3 @@ def _member(file: Path, run: dict[str, Any]) -> dict[str, Any]:
     if "tuned" in run:
         raise ConfigError(f"{file}: a tuned student waits for its choice; use 'kdpipe distill'")
     return run
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a JSON object is expected")
-    return content

@@ -10,28 +10,17 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from kdpipe.atomic import mark_of, write_json
 from kdpipe.errors import ConfigError
-
-
-def _json(path: Path, *needed: str) -> dict[str, Any]:
-    """Read a JSON object that must have the keys `needed`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict) or not content.keys() >= set(needed):
-        raise ConfigError(f"{path}: not the settings of this stage, {', '.join(needed)} expected")
-    return content
+from kdpipe.json_files import read_object
 
 
 def run_fetch(given: argparse.Namespace) -> None:
     """Bring a data set's files here and write its manifest."""
     from kdpipe.data.fetch import fetch
 
-    run = _json(given.run, "access", "layout", "ids", "files", "source")
+    run = read_object(given.run, "access", "layout", "ids", "files", "source")
     fetch(run, given.files, given.archives, given.labels, given.manifest)
 
 
@@ -46,12 +35,12 @@ def run_prepare(given: argparse.Namespace) -> None:
     from kdpipe.provenance import digest
     from kdpipe.rules import Rules
 
-    run = _json(given.run, "preset", "labels", "channels")
+    run = read_object(given.run, "preset", "labels", "channels")
     rules = run.pop("rules", None)
     checks = None
     if rules is not None and given.integrity is not None:
         files = (given.integrity, given.integrity.with_suffix(".tsv"), given.report)
-        names = _json(given.names, "names") if given.names else {}
+        names = read_object(given.names, "names") if given.names else {}
         checks = Checks(Rules.model_validate(rules | names), *files)
     with FolderLock(given.store, wait=60.0 * given.wait_minutes):
         prepare(
@@ -73,7 +62,7 @@ def run_split(given: argparse.Namespace) -> None:
     """Divide the prepared cases."""
     from kdpipe.data.split import split_cases
 
-    run = _json(given.run, "dataset", "fold", "rule")
+    run = read_object(given.run, "dataset", "fold", "rule")
     split_cases(run, given.cases, given.out, given.integrity)
 
 
@@ -83,7 +72,7 @@ def run_train(given: argparse.Namespace) -> None:
     from kdpipe.engine.slots import gpu_slot
 
     before = mark_of(given.model)
-    adopts = "adopt" in _json(given.run, "cell", "network", "targets", "patch")
+    adopts = "adopt" in read_object(given.run, "cell", "network", "targets", "patch")
     count = 1 if adopts else max(1, given.processes)
     with StopRequest(given.on_stop), gpu_slot(count):  # from before the imports: they take seconds
         if count > 1 and "LOCAL_RANK" not in os.environ:
@@ -106,10 +95,10 @@ def _train(given: argparse.Namespace, before: tuple[int, int] | None) -> None:
     from kdpipe.engine.shared import train_once
 
     keep_freed_memory()
-    run = _json(given.run, "cell", "network", "targets", "patch")
+    run = read_object(given.run, "cell", "network", "targets", "patch")
     job = Job(
         run=run,
-        preparation=_json(given.prepared / "run.json"),
+        preparation=read_object(given.prepared / "run.json"),
         split=read_split(given.split),
         store=given.prepared / "cases",
         state=given.state,
@@ -130,7 +119,7 @@ def _train(given: argparse.Namespace, before: tuple[int, int] | None) -> None:
         return
     if not given.choice:
         raise ConfigError(f"{given.run} is of a tuned student: give its --choice")
-    train_tuned(job, _json(given.choice, "chosen", "trials"), given.trained)
+    train_tuned(job, read_object(given.choice, "chosen", "trials"), given.trained)
 
 
 def run_train_cohort(given: argparse.Namespace) -> None:
@@ -144,8 +133,10 @@ def run_choose(given: argparse.Namespace) -> None:
     """Choose the trial with the best validation Dice."""
     from kdpipe.engine.choose import choose
 
-    run = _json(given.run, "arm", "trials")
-    write_json(given.out, choose(run, [_json(file, "validation_dice") for file in given.facts]))
+    run = read_object(given.run, "arm", "trials")
+    write_json(
+        given.out, choose(run, [read_object(file, "validation_dice") for file in given.facts])
+    )
 
 
 def run_profile(given: argparse.Namespace) -> None:
@@ -153,7 +144,7 @@ def run_profile(given: argparse.Namespace) -> None:
     from kdpipe.engine.profile import profile
     from kdpipe.engine.slots import gpu_slot
 
-    run = _json(given.run, "network", "patch", "threads", "repeats")
+    run = read_object(given.run, "network", "patch", "threads", "repeats")
     with gpu_slot(alone=True):
         write_json(given.out, profile(run))
 
@@ -174,7 +165,7 @@ def run_predict(given: argparse.Namespace) -> None:
     from kdpipe.settings import Inference
 
     keep_freed_memory()
-    run = _json(given.run, "overlap", "window_batch")
+    run = read_object(given.run, "overlap", "window_batch")
     on_prepared_grid = run.pop("prepared", False)
     split = read_split(given.split)
     with gpu_slot():
@@ -198,22 +189,22 @@ def run_evaluate(given: argparse.Namespace) -> None:
         evaluate_by_hand(given)
         return
     need(given, "cell", "manifest", "split")
-    run = _json(given.run, "structures", "protocols", "tolerances_mm", "has_spacing")
-    evaluate_cell(given, run, _json(given.cell, "cell")["cell"])
+    run = read_object(given.run, "structures", "protocols", "tolerances_mm", "has_spacing")
+    evaluate_cell(given, run, read_object(given.cell, "cell")["cell"])
 
 
 def run_tables(given: argparse.Namespace) -> None:
     """Write the tables of a study."""
     from kdpipe.report.tables import write_tables
 
-    print(write_tables(_json(given.run, "study", "cells"), given.out))
+    print(write_tables(read_object(given.run, "study", "cells"), given.out))
 
 
 def run_compare(given: argparse.Namespace) -> None:
     """Decide which method is better, and write the claim."""
     from kdpipe.stats.write import write_comparisons
 
-    print(write_comparisons(_json(given.run, "study", "statistics"), given.tables))
+    print(write_comparisons(read_object(given.run, "study", "statistics"), given.tables))
 
 
 def run_verify(given: argparse.Namespace) -> None:
@@ -227,21 +218,21 @@ def run_figures(given: argparse.Namespace) -> None:
     """Draw the figures of a study."""
     from kdpipe.figures.write import write_figures
 
-    write_figures(_json(given.run, "study", "cells"), given.tables, given.out)
+    write_figures(read_object(given.run, "study", "cells"), given.tables, given.out)
 
 
 def run_overlays(given: argparse.Namespace) -> None:
     """Draw contours of reference, teacher and students on slices of single cases."""
     from kdpipe.overlays.write import write_overlays
 
-    write_overlays(_json(given.run, "study", "cells", "datasets"), given.tables, given.out)
+    write_overlays(read_object(given.run, "study", "cells", "datasets"), given.tables, given.out)
 
 
 def run_report(given: argparse.Namespace) -> None:
     """Write the report of a study, one file that needs no network."""
     from kdpipe.report.page.write import write_report
 
-    run = _json(given.run, "study", "cells", "datasets")
+    run = read_object(given.run, "study", "cells", "datasets")
     write_report(run, given.tables, given.figures, given.overlays, given.out)
 
 

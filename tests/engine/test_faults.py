@@ -27,6 +27,7 @@ from kdpipe.errors import Busy, DataError, TrainingDiverged
 from kdpipe.lock import FolderLock
 
 New = Callable[..., Command]
+Started = subprocess.Popen[bytes]
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
 
@@ -145,9 +146,8 @@ def test_a_second_process_stops_and_disturbs_nothing(new: New, undisturbed: Comm
     assert_same(disturbed, undisturbed)
 
 
-def test_a_second_process_that_waits_takes_what_the_first_has_trained(
-    new: New, undisturbed: Command
-) -> None:
+def one_waits_for_the_other(new: New) -> tuple[Command, Started, Started]:
+    """The first of two processes stands still in the midst of the training."""
     disturbed = new(wait_minutes=5)
     first = disturbed.start_and_train()
     first.send_signal(signal.SIGSTOP)
@@ -155,6 +155,13 @@ def test_a_second_process_that_waits_takes_what_the_first_has_trained(
     while f"waiting for process {first.pid} on" not in disturbed.log:
         assert second.poll() is None, disturbed.log
         time.sleep(0.01)
+    return disturbed, first, second
+
+
+def test_a_second_process_that_waits_takes_what_the_first_has_trained(
+    new: New, undisturbed: Command
+) -> None:
+    disturbed, first, second = one_waits_for_the_other(new)
     first.send_signal(signal.SIGCONT)
     assert (first.wait(timeout=PATIENCE), second.wait(timeout=PATIENCE)) == (0, 0), disturbed.log
     assert "has finished this training meanwhile; its results are kept" in disturbed.log
@@ -164,13 +171,7 @@ def test_a_second_process_that_waits_takes_what_the_first_has_trained(
 def test_a_second_process_that_waited_goes_on_if_the_first_is_killed(
     new: New, undisturbed: Command
 ) -> None:
-    disturbed = new(wait_minutes=5)
-    first = disturbed.start_and_train()
-    first.send_signal(signal.SIGSTOP)
-    second = disturbed.start()
-    while f"waiting for process {first.pid} on" not in disturbed.log:
-        assert second.poll() is None, disturbed.log
-        time.sleep(0.01)
+    disturbed, first, second = one_waits_for_the_other(new)
     first.kill()
     assert first.wait() == -KILL
     assert second.wait(timeout=PATIENCE) == 0, disturbed.log
