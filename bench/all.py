@@ -28,6 +28,7 @@ def measured(part: str, rounds: int, folder: Path) -> dict[str, object] | None:
     print(f"{part}: load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     command = [sys.executable, str(HERE / f"{part}.py"), "--rounds", str(rounds)]
     environment = os.environ | {"PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # the peers have theirs from installation
     done = subprocess.run(
         [*command, "--json", str(file)], stdout=sys.stderr, env=environment, check=False
     )

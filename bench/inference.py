@@ -2,9 +2,9 @@
 
 Usage: python bench/inference.py [--rounds 5] [--json FILE]
 
-`KDPIPE_BENCH="windows air"` takes these parts only. What starts a process for each figure takes
-no more than FEW rounds, and the slow network has a smaller volume. All ways of a row run in turns;
-those that need a process of their own (the allocator, the peak of memory) alternate as processes.
+`KDPIPE_BENCH="windows air"` takes these parts only. The slow network has a smaller volume. All ways
+of a row run in turns; those that need a process of their own (the allocator, the peak of memory)
+alternate as processes.
 "Tuned" is with kdpipe's setting of glibc's malloc on both sides.
 """
 
@@ -25,7 +25,6 @@ from side_by_side import Row, in_turns, main, ratio, shown, shown_bytes
 
 HERE = Path(__file__).resolve().parent
 STAGE = "inference"
-FEW = 2
 
 
 def worker(*arguments: str, tuned: bool) -> dict[str, float]:
@@ -92,7 +91,7 @@ def windows(rounds: int) -> list[Row]:
 def untuned(rounds: int) -> list[Row]:
     """MONAI as it comes, against kdpipe as it comes."""
     seconds = processes(
-        min(rounds, FEW),
+        rounds,
         theirs=(("volume", "monai", "tiny U-Net"), False),
         ours=(("volume", "openvino", "tiny U-Net"), True),
         torch=(("volume", "torch", "tiny U-Net"), True),
@@ -102,7 +101,6 @@ def untuned(rounds: int) -> list[Row]:
         Row(
             STAGE, f"{work}; {name} fp32", shown(seconds[key]), "MONAI 1.6, malloc untuned",
             shown(seconds["theirs"]), ratio(seconds, key, "theirs"), target,
-            note=f"{min(rounds, FEW)} rounds",
         )
         for key, name, target in (("ours", "openvino", 4.0), ("torch", "torch", None))
     ]  # fmt: skip
@@ -165,13 +163,13 @@ def malloc(rounds: int) -> list[Row]:
         ("forward", "one 96^3 window, tiny U-Net", 1.7),
         ("step", "a training step on one 96^3 patch, tiny U-Net", 1.5),
     ):
-        seconds = processes(min(rounds, FEW), ours=((task,), True), theirs=((task,), False))
+        seconds = processes(rounds, ours=((task,), True), theirs=((task,), False))
         rows.append(
             Row(
                 STAGE, f"malloc keeps freed memory: {work}", shown(seconds["ours"]),
                 "the same, KDPIPE_MALLOC=0", shown(seconds["theirs"]),
                 ratio(seconds, "ours", "theirs"), target,
-                note=f"{min(rounds, FEW)} rounds, each the median of several passes",
+                note="each round the median of several passes",
             )
         )  # fmt: skip
     return rows

@@ -267,7 +267,7 @@ def compared(cells: int, rounds: int) -> Row:
 
 def rows(rounds: int = 5) -> list[Row]:
     """Two sizes of study: about 3700 jobs and 12000."""
-    return [compared(cells, rounds) for cells in (1000, 3300)]
+    return [compared(cells, rounds) for cells in (870, 2900)]
 
 
 if __name__ == "__main__":

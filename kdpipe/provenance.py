@@ -10,17 +10,18 @@ layout do not count: the digest is of the syntax tree.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from kdpipe.source_facts import SourceFacts, keep_facts, source_facts
 
 PACKAGE = Path(__file__).parent
 
@@ -56,7 +57,9 @@ def quick_digest(path: Path | str) -> str:
 def code_digest(*modules: str) -> str:
     """Return a digest of the code of `modules` and of all that they import in the packages."""
     closure = import_closure(modules)
-    return digest([[name, _tree_digest(name)] for name in sorted(closure)])[:16]
+    found = digest([[name, _facts(name).digest] for name in sorted(closure)])[:16]
+    keep_facts()
+    return found
 
 
 def import_closure(modules: Iterable[str]) -> set[str]:
@@ -72,26 +75,16 @@ def import_closure(modules: Iterable[str]) -> set[str]:
             if _file(name) is None:
                 raise ModuleNotFoundError(f"no module {name!r} in {PACKAGE}")
             closure.add(name)
-            todo.extend(_imports(name))
+            # of the plain modules on the first floor none counts, see above
+            todo.extend(n for n in _facts(name).imports if n.count(".") >= 2 and _file(n))
     return closure
 
 
 @functools.cache
-def _imports(module: str) -> frozenset[str]:
-    lines = _statements(_tree(module))
-    named = (name for line in lines for name in _imported_names(line, module))
-    return frozenset(name for name in named if name.count(".") >= 2 and _file(name))
-
-
-def _imported_names(node: ast.AST, module: str) -> Iterator[str]:
-    """Yield every dotted name that an import statement of `module` may mean."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        package = module.split(".")[: -node.level] if node.level else []
-        source = ".".join([*package, *filter(None, [node.module])])
-        yield source
-        yield from (f"{source}.{alias.name}" for alias in node.names)
+def _facts(module: str) -> SourceFacts:
+    file = _file(module)
+    assert file is not None, module
+    return source_facts(module, file)
 
 
 def _file(module: str) -> Path | None:
@@ -99,38 +92,6 @@ def _file(module: str) -> Path | None:
         return None
     file = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     return file if file.is_file() else None
-
-
-@functools.cache
-def _tree(module: str) -> ast.Module:
-    """The syntax tree of a module, without its docstrings."""
-    file = _file(module)
-    assert file is not None, module
-    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    for node in (tree, *_statements(tree)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every statement of a module; unlike `ast.walk` it passes over the expressions."""
-    for field in ("body", "orelse", "handlers", "finalbody", "cases"):
-        inner = getattr(tree, field, ())
-        for node in inner if isinstance(inner, list) else ():  # a lambda's body is an expression
-            yield node
-            yield from _statements(node)
-
-
-@functools.cache
-def _tree_digest(module: str) -> str:
-    return hashlib.sha256(ast.dump(_tree(module)).encode()).hexdigest()
 
 
 def environment() -> dict[str, str]:

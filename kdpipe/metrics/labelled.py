@@ -17,6 +17,9 @@ import numpy as np
 
 from kdpipe.metrics.nearest import Points, surface_to_surface, three_axes
 
+WORTH_THREADS = 2**22
+"""Voxels of a volume from which on threads save more than they cost to start."""
+
 Ids = tuple[int, ...]
 Directed = tuple[np.ndarray, np.ndarray]
 
@@ -77,12 +80,13 @@ def labelled_distances(
         structures: the labels of each structure.
         spacing: one step an axis.
         loops: see `kernels`.
-        threads: that share the work of the compiled loops.
+        threads: that share the work of the compiled loops, where the volume is large enough.
 
     Returns:
         For each structure the distances (prediction to reference, reference to prediction), each
         in C order of the voxels; all `inf` where the other volume lacks the structure.
     """
+    threads = threads if reference.size >= WORTH_THREADS else 1
     sides = [
         surface_points(volume, structures, loops, threads) for volume in (reference, prediction)
     ]

@@ -58,7 +58,10 @@ class JointHistogram:
 
     def overlap(self, ids: Sequence[int]) -> Overlap:
         """Counts of the structure that is the union of the labels `ids`."""
-        inside = np.isin(self.labels, ids)
+        # `np.isin` would take a fifth of the time of a small case
+        wanted = np.unique(ids)
+        at = np.searchsorted(self.labels[:-1], wanted)
+        inside = at[self.labels[at] == wanted]
         rows = self.counts[inside]
         return Overlap(
             reference=int(rows.sum()),

@@ -158,6 +158,8 @@ def _check_masks(reference: np.ndarray, prediction: np.ndarray) -> None:
 
 def _percentile(values: np.ndarray, percentile: float) -> float:
     """`np.percentile` to the last bit, without what makes it slow for a small structure."""
+    if percentile == 100:
+        return float(values.max())
     rank = (values.size - 1) * (percentile / 100)
     low = math.floor(rank)
     high = min(low + 1, values.size - 1)

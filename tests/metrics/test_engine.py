@@ -178,7 +178,10 @@ STRUCTURES = {
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("jit", [True, False])
-def test_label_volumes_equal_their_masks_one_by_one(dtype: type, order: str, jit: bool) -> None:
+def test_label_volumes_equal_their_masks_one_by_one(
+    dtype: type, order: str, jit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdpipe.metrics.labelled.WORTH_THREADS", 0)
     rng = np.random.default_rng(np.dtype(dtype).itemsize)
     for shape in ((9, 17, 20), (23, 31), (1, 12, 13), (6, 8, 16)):
         spacing = tuple(rng.uniform(0.5, 3.0, len(shape)).tolist())
