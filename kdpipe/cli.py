@@ -15,6 +15,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe import __version__, stages
+from kdpipe.arguments import add_command as _add
+from kdpipe.arguments import add_path as _path
+from kdpipe.cli_deploy import add_export, add_predict, add_ship
 from kdpipe.engine.signals import StopRequest
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe.progress import start_log
@@ -147,13 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     taps.add_argument("--channels", type=int, default=1, help="of the image (default 1)")
     taps.add_argument("--classes", type=int, default=2, help="with background (default 2)")
 
-    predict = _add(commands, "predict", stages.run_predict, "segment the test cases of a split")
-    _path(predict, "--run", "run.json of the prediction")
-    _path(predict, "--model", "model.pt")
-    _path(predict, "--prepared", "folder written by prepare")
-    _path(predict, "--split", "split.json")
-    _path(predict, "--out", "folder of label maps to write, on the native grid")
-
+    add_predict(commands)
     _add_evaluate(commands)
 
     tables = _add(commands, "tables", stages.run_tables, "turn scores into the tables of a study")
@@ -194,6 +191,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--tflops", type=float, default=10.0, help="sustained speed of a GPU (default 10)"
     )
+
+    add_export(commands)
+    add_ship(commands)
 
     listing = _add(commands, "list", stages.run_list, "show what can stand in a configuration")
     listing.add_argument("what", choices=("methods", "nets", "datasets", "studies", "protocols"))
@@ -261,16 +261,6 @@ def _add_evaluate(commands: Any) -> None:
     _path(graph, "--manifest", "table of cases from fetch", required=False)
     _path(graph, "--split", "split.json; its test cases are scored", required=False)
     _path(graph, "--prepared", "folder written by prepare, for its grid", required=False)
-
-
-def _add(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.set_defaults(command=function, name=name)
-    return parser
-
-
-def _path(parser: Any, flag: str, text: str, required: bool = True) -> None:
-    parser.add_argument(flag, type=Path, required=required, metavar="PATH", help=text)
 
 
 def _wait(parser: Any) -> None:

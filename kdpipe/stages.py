@@ -156,31 +156,6 @@ def run_taps(given: argparse.Namespace) -> None:
     print(describe_candidates(given.network, given.patch, given.channels, given.classes))
 
 
-def run_predict(given: argparse.Namespace) -> None:
-    """Segment the test cases of a split."""
-    from kdpipe.data.split import read_split
-    from kdpipe.engine.device import keep_freed_memory, pick_device
-    from kdpipe.engine.slots import gpu_slot
-    from kdpipe.infer.predict import predict_cases
-    from kdpipe.settings import Inference
-
-    keep_freed_memory()
-    run = read_object(given.run, "overlap", "window_batch")
-    on_prepared_grid = run.pop("prepared", False)
-    split = read_split(given.split)
-    with gpu_slot():
-        predict_cases(
-            model=given.model,
-            store=given.prepared / "cases",
-            cases=split["test"],
-            settings=Inference.model_validate(run),
-            out=given.out,
-            device=pick_device(),
-            on_prepared_grid=on_prepared_grid,
-            checked=split["val"],
-        )
-
-
 def run_evaluate(given: argparse.Namespace) -> None:
     """Score two folders, or the predictions of a cell."""
     from kdpipe.evaluation import evaluate_by_hand, evaluate_cell, need

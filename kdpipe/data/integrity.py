@@ -17,8 +17,14 @@ import SimpleITK as sitk
 
 from kdpipe.cards import Waiver
 from kdpipe.data.findings import CheckError, Finding, Level, waive
-from kdpipe.data.geometry import Grid, to_array
-from kdpipe.images.files import count_non_finite, is_nifti, itk_reason, read_image
+from kdpipe.data.geometry import Grid, to_array, view_of
+from kdpipe.images.files import (
+    count_non_finite,
+    is_nifti,
+    is_nifti_pair,
+    itk_reason,
+    read_image,
+)
 from kdpipe.labels import Labels
 
 if TYPE_CHECKING:
@@ -48,26 +54,49 @@ def read_case(case: Case) -> tuple[list[sitk.Image], sitk.Image]:
         CheckError: for a missing, damaged, truncated or unreadable file, or one that is neither 2D
             nor 3D.
     """
-    images = [read_volume(file, case.case) for file in case.images]
+    images = read_images(case.images, case.case)
     label = read_volume(case.label, case.case)
     if label.GetNumberOfComponentsPerPixel() != 1:
         what = "label map of colour or vector voxels"
         raise _refusal("D07", case.case, case.label, f"{what}; store one label id a voxel")
+    _check_kind(case.case, case.label, label, "label map")
+    return images, _as_volume(label)
+
+
+def read_images(files: Sequence[Path], case: str) -> list[sitk.Image]:
+    """Read the images of a case, one a channel, as `read_case` does; no label is needed.
+
+    Raises:
+        CheckError: as `read_case`.
+    """
+    return as_channels([read_volume(file, case) for file in files], files, case)
+
+
+def as_channels(images: list[sitk.Image], files: Sequence[Path], case: str) -> list[sitk.Image]:
+    """Return the volumes, one a channel, of the images that `files` hold.
+
+    Raises:
+        CheckError: an image is neither 2D nor 3D, nor 4D or of colours where it is the only one.
+    """
     if len(images) == 1:
         images = _channels(images[0])
-    files = case.images if len(case.images) == len(images) else case.images * len(images)
-    for image, file, what in (
-        *zip(images, files, ["image"] * len(images), strict=True),
-        (label, case.label, "label map"),
-    ):
-        if image.GetDimension() not in (2, 3):
-            axes = f"{what} has {image.GetDimension()} axes, 2 or 3 are expected"
-            mend = "store one file a channel, or one 4D file in all"
-            raise _refusal("D02", case.case, file, f"{axes}; {mend}")
-        if image.GetNumberOfComponentsPerPixel() != 1:
-            mend = "store one number a voxel, or one colour picture in all"
-            raise _refusal("D02", case.case, file, f"{what} of colour or vector voxels; {mend}")
-    return [_as_volume(image) for image in images], _as_volume(label)
+    for image, file in zip(images, _file_of_each(files, len(images)), strict=True):
+        _check_kind(case, file, image, "image")
+    return [_as_volume(image) for image in images]
+
+
+def _file_of_each(files: Sequence[Path], channels: int) -> Sequence[Path]:
+    return files if len(files) == channels else tuple(files) * channels
+
+
+def _check_kind(case: str, file: Path, image: sitk.Image, what: str) -> None:
+    if image.GetDimension() not in (2, 3):
+        axes = f"{what} has {image.GetDimension()} axes, 2 or 3 are expected"
+        mend = "store one file a channel, or one 4D file in all"
+        raise _refusal("D02", case, file, f"{axes}; {mend}")
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        mend = "store one number a voxel, or one colour picture in all"
+        raise _refusal("D02", case, file, f"{what} of colour or vector voxels; {mend}")
 
 
 def _channels(image: sitk.Image) -> list[sitk.Image]:
@@ -93,7 +122,8 @@ def read_volume(file: Path, case: str) -> sitk.Image:
         mend = "restore it or take the case out of the data set"
         raise _refusal("D01", case, file, f"no such file; {mend}")
     try:
-        wrong = count_non_finite(file) if is_nifti(file) else 0
+        checked = is_nifti(file) or is_nifti_pair(file)
+        wrong = count_non_finite(file) if checked else 0
         image = read_image(file)
     except ValueError as error:
         raise _refusal("D16", case, file, f"not readable ({error}); replace it") from None
@@ -135,23 +165,28 @@ def check_case(
     Raises:
         CheckError: names the case and each failed check with its file.
     """
-    files = case.images if len(case.images) == len(images) else case.images * len(images)
     if len(images) != len(channels):
         what = (
             f"{len(images)} channels found, the card names {len(channels)}: {', '.join(channels)}; "
             "mend the card's channels or the files of the case"
         )
         raise _refusal("D02", case.case, case.images[0], what)
-    findings: list[Finding] = []
-    for image, file in zip(images, files, strict=True):
-        findings += _check_grid(case, file, image, images[0])
-        findings += _check_image(case, file, image)
-    findings += _check_grid(case, case.label, label, images[0])
+    findings = check_images(case.case, case.images, images)
+    findings += _check_grid(case.case, case.label, label, images[0])
     findings += _check_label(case, label, labels)
     found = waive(dict.fromkeys(findings), waivers)
     if any(finding.stops for finding in found):
         raise refuse(found)
     return found
+
+
+def check_images(case: str, files: Sequence[Path], images: Sequence[sitk.Image]) -> list[Finding]:
+    """Check the channels of a case, which are 3D: one grid, finite numbers, more than one value."""
+    findings: list[Finding] = []
+    for image, file in zip(images, _file_of_each(files, len(images)), strict=True):
+        findings += _check_grid(case, file, image, images[0])
+        findings += _check_image(case, file, image)
+    return findings
 
 
 def refuse(findings: Sequence[Finding]) -> CheckError:
@@ -160,7 +195,7 @@ def refuse(findings: Sequence[Finding]) -> CheckError:
 
 
 def _check_grid(
-    case: Case, file: Path, image: sitk.Image, reference: sitk.Image
+    case: str, file: Path, image: sitk.Image, reference: sitk.Image
 ) -> Iterator[Finding]:
     size, expected = image.GetSize(), reference.GetSize()
     if min(size[:2]) < 2:
@@ -192,8 +227,8 @@ def _check_grid(
         yield _error("D03", case, file, what)
 
 
-def _check_image(case: Case, file: Path, image: sitk.Image) -> Iterator[Finding]:
-    voxels = to_array(image)
+def _check_image(case: str, file: Path, image: sitk.Image) -> Iterator[Finding]:
+    voxels = view_of(image)
     if wrong := _non_finite(voxels):
         yield _error("D09", case, file, _NON_FINITE.format(wrong), waivable=False)
         return
@@ -206,32 +241,32 @@ def _check_image(case: Case, file: Path, image: sitk.Image) -> Iterator[Finding]
 def _check_label(case: Case, label: sitk.Image, labels: Labels) -> Iterator[Finding]:
     voxels, file = to_array(label), case.label
     if wrong := _non_finite(voxels):
-        yield _error("D09", case, file, _NON_FINITE.format(wrong), waivable=False)
+        yield _error("D09", case.case, file, _NON_FINITE.format(wrong), waivable=False)
         return
     found = np.unique(voxels)
     if broken := [float(value) for value in found if value != np.floor(value)]:
         what = f"label values that are no integers: {_some(broken)}; store integer ids"
-        yield _error("D07", case, file, what, waivable=False)
+        yield _error("D07", case.case, file, what, waivable=False)
     if unknown := [int(value) for value in found if int(value) not in labels.raw]:
         what = (
             f"label values not in the card: {_some(unknown)}; the card has {sorted(labels.raw)}; "
             "mend the card's labels.raw or the label map"
         )
-        yield _error("D07", case, file, what, waivable=False)
+        yield _error("D07", case.case, file, what, waivable=False)
     present = {int(value) for value in found}
     if not present - {0}:
         if label.GetSize()[2] == 1:  # a slice may show nothing
-            yield _finding("D08", "warning", case, file, "empty label map")
+            yield _finding("D08", "warning", case.case, file, "empty label map")
             return
         what = (
             "empty label map, no foreground voxel; replace the file or take the case out of the "
             "data set"
         )
-        yield _error("D08", case, file, what)
+        yield _error("D08", case.case, file, what)
     elif labels.may_be_absent != "all":
         for name, index in labels.structures.items():
             if index not in present and name not in labels.may_be_absent:
-                yield _finding("D08", "warning", case, file, f"lacks {name}")
+                yield _finding("D08", "warning", case.case, file, f"lacks {name}")
 
 
 def _non_finite(voxels: np.ndarray) -> int:
@@ -243,12 +278,12 @@ def _some(values: Sequence[float]) -> str:
     return shown + (", ..." if len(values) > 5 else "")
 
 
-def _finding(code: str, level: Level, case: Case, file: Path, text: str) -> Finding:
-    return Finding(code, level, text, case.case, str(file))
+def _finding(code: str, level: Level, case: str, file: Path, text: str) -> Finding:
+    return Finding(code, level, text, case, str(file))
 
 
-def _error(code: str, case: Case, file: Path, text: str, waivable: bool = True) -> Finding:
-    return Finding(code, "error", text, case.case, str(file), waivable)
+def _error(code: str, case: str, file: Path, text: str, waivable: bool = True) -> Finding:
+    return Finding(code, "error", text, case, str(file), waivable)
 
 
 def _refusal(code: str, case: str, file: Path, text: str) -> CheckError:

@@ -33,6 +33,7 @@ from kdpipe.data.integrity import check_case, read_case, refuse
 from kdpipe.data.memory import affordable_workers
 from kdpipe.data.preprocess import prepare_images, prepare_label
 from kdpipe.data.shared_cases import give_case, take_case
+from kdpipe.data.steps import is_stepped
 from kdpipe.data.store import (
     StoredCase,
     is_complete,
@@ -184,7 +185,7 @@ def prepare_case(
         "facts": facts,
     }
     foreground = sample_foreground(prepared_label, len(labels.raw))
-    stepped = all(done["kind"] != "unchanged" for done in geometry["intensity"])
+    stepped = is_stepped(geometry)
     write_case(store / case.case, image, prepared_label, geometry, foreground, stepped)
     give_case(case, store, digest, waivers)
 

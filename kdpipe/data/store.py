@@ -28,13 +28,12 @@ import numpy as np
 
 from kdpipe.atomic import flush
 from kdpipe.data._handles import opened
+from kdpipe.data.steps import STEPS, fits_steps
 from kdpipe.disk import disk_told
 from kdpipe.errors import DataError
 
 FILES = ("image.b2nd", "label.b2nd", "foreground.npz", "geometry.json")
 TEMPORARY = ".tmp-"
-STEPS = 1024
-"""In a unit of an image that is stored in whole numbers; a power of two, so reading is exact."""
 N_FOREGROUND = 5000
 _CHUNK, _BLOCK = 96, 24
 
@@ -79,8 +78,7 @@ def write_case(
 
 
 def _stored(image: np.ndarray, stepped: bool) -> np.ndarray:
-    largest = (np.iinfo(np.int16).max - 100) / STEPS
-    if not stepped or max(-float(image.min()), float(image.max())) > largest:
+    if not fits_steps(image, stepped):
         return np.asarray(image, np.float16)
     whole = np.empty(image.shape, np.int16)
     for channel, codes in zip(image, whole, strict=True):

@@ -14,6 +14,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", *PICTURES)
+SCAN_SUFFIXES = (*SUFFIXES, ".mhd", ".nhdr", ".hdr")
+"""With headers whose voxels lie in a file beside them, which a data set may not have: its digests
+are of the files that it names."""
 _CHUNK = 1 << 20
 _FLOATS = {16: "f4", 64: "f8"}
 # header length -> struct format and offset of: dim, datatype, bits a voxel, first byte of voxels
@@ -34,15 +39,16 @@ _LAYOUTS = {
 
 
 class _Header(NamedTuple):
-    """Length of the voxels, and their numpy type if it can hold NaN."""
+    """Length of the voxels, their numpy type if it can hold NaN, and their first byte."""
 
     n_bytes: int
     float_type: str | None
+    first: int
 
 
-def case_name(file: Path) -> str | None:
+def case_name(file: Path, suffixes: Sequence[str] = SUFFIXES) -> str | None:
     """File name without its image suffix; None if it is no image or a hidden (temporary) file."""
-    suffix = next((s for s in SUFFIXES if file.name.endswith(s)), None)
+    suffix = next((s for s in suffixes if file.name.endswith(s)), None)
     if suffix is None or file.name.startswith("."):
         return None
     return file.name.removesuffix(suffix)
@@ -51,6 +57,11 @@ def case_name(file: Path) -> str | None:
 def is_nifti(file: Path) -> bool:
     """Say whether the file's name is that of a NIfTI file."""
     return file.name.endswith((".nii", ".nii.gz"))
+
+
+def is_nifti_pair(file: Path) -> bool:
+    """Say whether the file's name is that of a header whose voxels are in an ``.img`` file."""
+    return file.name.endswith(".hdr")
 
 
 def read_image(file: Path) -> sitk.Image:
@@ -87,6 +98,24 @@ def write_nifti(image: sitk.Image, file: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
 
 
+def write_image(image: sitk.Image, file: Path) -> None:
+    """Write an image, compressed, in the format that its suffix names, and check that all is there.
+
+    Raises:
+        OSError: it is not; as far as one can tell the disk is full.
+    """
+    if is_nifti(file):
+        write_nifti(image, file)
+        return
+    import SimpleITK as sitk
+
+    sitk.WriteImage(image, str(file), True)
+    try:
+        sitk.ReadImage(str(file))
+    except RuntimeError:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
+
+
 def itk_reason(error: Exception) -> str:
     """Return the line of SimpleITK's message that says what is wrong, without addresses."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -109,14 +138,20 @@ def _check_end(file: Path) -> None:
 def count_non_finite(file: Path) -> int:
     """Read a NIfTI-1 or -2 file to its end and count the NaN and infinite voxels as stored.
 
+    Of a pair of files, and of Analyze's, `file` is the header.
+
     Raises:
         EOFError: if the file is shorter than its header promises.
         OSError, zlib.error: if gzip finds it damaged.
         ValueError: if it is no NIfTI file.
     """
     open_file: Any = gzip.open if file.suffix == ".gz" else open
-    with open_file(file, "rb") as stream:
+    with ExitStack() as opened:
+        stream = opened.enter_context(open_file(file, "rb"))
         header = _read_header(stream)
+        if is_nifti_pair(file):
+            stream = opened.enter_context(file.with_suffix(".img").open("rb"))
+        stream.read(max(0, header.first - stream.tell()))
         length, wrong = 0, 0
         while chunk := stream.read(_CHUNK):  # whole voxels, but perhaps at the end of the file
             length += len(chunk)
@@ -143,9 +178,8 @@ def _read_header(stream: IO[bytes]) -> _Header:
     voxels = 1
     for size in sizes[: max(0, n_axes)]:
         voxels *= max(0, size)
-    stream.read(max(0, int(first) - length))
     kind = _FLOATS.get(datatype)
-    return _Header(voxels * bits // 8, kind and order + kind)
+    return _Header(voxels * bits // 8, kind and order + kind, int(first))
 
 
 def _non_finite(content: bytes, float_type: str) -> int:

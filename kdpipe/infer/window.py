@@ -155,6 +155,7 @@ def _volume(
             yield Slab(0, begin, done[:, *inside])
             sums.move(start[0])
         sums.add(start, scores)
+        del scores  # or those of a batch would be in memory beside the next one's
     begin, done = sums.finish(size[0])
     yield Slab(0, begin, done[:, *inside])
 
@@ -209,7 +210,7 @@ def _outputs(
             if only is not None and not again:
                 known = scores.clone()
             yield window, scores
-        queue, crops = [], []
+        queue, crops, scores, found = [], [], known, iter(())
 
 
 def _only_value(crop: Tensor) -> float | None:
