@@ -44,7 +44,9 @@ def test_the_environment_files_are_known(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "extra"), [("kdpipe.yaml", ()), ("cluster.yaml", ("slurm",))], ids=str
+    ("file", "extra"),
+    [("kdpipe.yaml", ("export",)), ("cluster.yaml", ("slurm", "export"))],
+    ids=str,
 )
 def test_a_conda_environment_has_the_pinned_versions(
     root: Path, file: str, extra: tuple[str, ...]
@@ -56,7 +58,7 @@ def test_a_conda_environment_has_the_pinned_versions(
     wanted = _names(project["dependencies"])
     for group in extra:
         wanted |= _names(project["optional-dependencies"][group])
-    brought_along = {"snakemake-executor-plugin-slurm-jobstep"} if extra else set()
+    brought_along = {"snakemake-executor-plugin-slurm-jobstep"} if "slurm" in extra else set()
     assert given.keys() == wanted | brought_along
     assert given.items() <= _pins((root / "constraints.txt").read_text().splitlines()).items()
 

@@ -63,12 +63,10 @@ def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: 
     """Return the network: ``(B, in_channels, *S)`` -> logits ``(B, out_channels, *S)``."""
     file = model_path("exported", params.path)
     try:
-        with _no_code(file):
-            program = torch.export.load(file)
-    except Exception as error:  # zip, JSON and unpickling errors alike
-        reason = str(error).partition("\n")[0]
+        program = load_program(file)
+    except ValueError as error:
         raise DataError(
-            f"{file} is no torch.export program that this PyTorch reads ({reason}); write it with "
+            f"{file} is no torch.export program that this PyTorch reads ({error}); write it with "
             "torch.export.save, or take the network 'torchscript' for a TorchScript file"
         ) from None
     who = f"network 'exported' ({file})"
@@ -89,6 +87,23 @@ def build(params: Params, *, in_channels: int, out_channels: int, spatial_dims: 
     network = torch.export.unflatten(program)
     check_taps(who, network, params.taps)
     return ExportedNetwork(network, out_channels, shape=shape, needs_values=True)
+
+
+def load_program(file: Path, extra_files: dict[str, Any] | None = None) -> ExportedProgram:
+    """Read what torch.export.save wrote; no code of a pickle in it is run.
+
+    Args:
+        file: to read.
+        extra_files: names in it, which get their content, if they are there.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, or holds a pickled object of Python.
+    """
+    try:
+        with _no_code(file):
+            return torch.export.load(file, extra_files=extra_files)
+    except Exception as error:  # zip, JSON and unpickling errors alike
+        raise ValueError(str(error).partition("\n")[0]) from None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 The network is built from the bundle's configuration and loaded with its weights. Building it runs
 the ``$`` expressions of the configuration: take bundles from people you trust. The bundle's own
-preparation of images is not taken over; the preset must match it (axes are x, y, z in both).
+preparation of images is not taken over; the preset must match it (axes are x, y, z in both). A
+bundle that ``kdpipe export`` wrote brings the code of its network in ``code``.
 
 Source: MONAI, https://monai.io/model-zoo. A network class that is defined in the bundle's own
 ``scripts`` is not found; export such a network, see `exported`.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 TRAINED = True
-FILES = ("configs/*.json", "configs/*.yaml", "configs/*.yml", "models/**/*.pt")
+FILES = ("configs/*.json", "configs/*.yaml", "configs/*.yml", "models/**/*.pt", "code/**/*.py")
 
 CONFIGS = tuple(
     f"configs/{name}.{suffix}"

@@ -49,6 +49,7 @@ ALLOWED = {
     ("kdpipe/nets/exported.py", "torch.export.load"),
     # a TorchScript program is read without Python's pickle
     ("kdpipe/nets/torchscript.py", "torch.jit.load"),
+    ("kdpipe/ship/forms/torchscript.py", "torch.jit.load"),
     # text from strangers goes through kdpipe.yaml_files, which bounds it
     ("kdpipe/yaml_files.py", "yaml.safe_load"),
 }
