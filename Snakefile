@@ -23,6 +23,8 @@ include: "workflow/rules/profile.smk"
 include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/chosen.smk"
+include: "workflow/rules/ship.smk"
 
 
 # hours and disk of what starts now; `kdpipe plan` says it at any time
@@ -38,6 +40,7 @@ localrules:
     predictions,
     profiles,
     tables,
+    ship,
 
 
 rule all:
@@ -75,3 +78,8 @@ rule profiles:
 rule tables:
     input:
         TABLES,
+
+
+rule ship:
+    input:
+        [f"{folder}/MODEL_CARD.md" for folder in SHIPPED],

@@ -19,7 +19,16 @@ from pathlib import Path
 from side_by_side import Row, table
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("evaluation", "inference", "data", "kd_step", "cohort", "startup", "planning")
+PARTS = (
+    "evaluation",
+    "inference",
+    "data",
+    "kd_step",
+    "cohort",
+    "shipped",
+    "startup",
+    "planning",
+)
 
 
 def measured(part: str, rounds: int, folder: Path) -> dict[str, object] | None:

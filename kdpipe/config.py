@@ -24,7 +24,15 @@ from kdpipe.presets import Preset
 from kdpipe.provenance import digest
 from kdpipe.resources import Resources
 from kdpipe.schema import Strict, explain
-from kdpipe.settings import Evaluation, Inference, Profile, Search, Statistics, TrainingRoles
+from kdpipe.settings import (
+    Evaluation,
+    Inference,
+    Profile,
+    Search,
+    Ship,
+    Statistics,
+    TrainingRoles,
+)
 from kdpipe.tuning import is_reserved
 from kdpipe.yaml_files import check_size, load_yaml
 
@@ -137,6 +145,7 @@ class Study(Strict):
     evaluation: Evaluation = Evaluation()
     statistics: Statistics = Statistics()
     profile: Profile = Profile()
+    ship: Ship = Ship()
     resources: Resources = Resources()
 
     @model_validator(mode="after")

@@ -79,6 +79,10 @@ class Paths:
         """Folder of what a network costs; `role` is ``teacher`` or ``student``."""
         return f"{self.results_root}/{dataset}/profiles/{role}s/{network}"
 
+    def ship(self, study: str = "{study}", **keys: object) -> str:
+        """Folder of the student that a study hands out for one split."""
+        return f"{self.fold(**keys)}/ship/{study}"
+
     def tables(self, study: str = "{study}") -> str:
         """Folder of a study's tables."""
         return f"{self.results_root}/tables/{study}"

@@ -33,6 +33,9 @@ STAGE_MODULES = {
     "figures": ("kdpipe.figures.write",),
     "overlays": ("kdpipe.overlays.write",),
     "report": ("kdpipe.report.page.write",),
+    "choose_student": ("kdpipe.ship.choice",),
+    "export": ("kdpipe.ship.export",),
+    "model_card": ("kdpipe.ship.card",),
 }
 
 
@@ -239,7 +242,9 @@ class Plan:
         if cell is not None and cell.adopted and stage == "train":
             stage = "adopt"
         modules: tuple[str, ...] = STAGE_MODULES[stage]
-        if cell is not None and stage == "profile":
+        if stage == "export":
+            modules += tuple(f"kdpipe.ship.forms.{form}" for form in self.study.ship.forms)
+        if cell is not None and stage in ("profile", "export"):
             return modules + _network_modules(cell.network.name)
         if cell is not None:
             networks = {entry.name for entry in (cell.teacher, cell.student) if entry}

@@ -70,6 +70,15 @@ class PredictResources(NetworkResources):
     retries: int | None = Field(1, ge=0)
 
 
+class ExportResources(ParallelResources):
+    """Of writing a network in other forms and holding each against the original, on the CPU."""
+
+    threads: int = Field(2, ge=1)
+    mem_mb: int = Field(6000, ge=1)
+    runtime: int = Field(60, ge=1, description="minutes")
+    retries: int | None = Field(1, ge=0)
+
+
 class EvaluateResources(ParallelResources):
     """Of scoring the predictions of a cell."""
 
@@ -89,3 +98,4 @@ class Resources(Strict):
     profile: ProfileResources = ProfileResources()
     predict: PredictResources = PredictResources()
     evaluate: EvaluateResources = EvaluateResources()
+    export: ExportResources = ExportResources()

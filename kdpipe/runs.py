@@ -15,6 +15,7 @@ from kdpipe.config import DatasetUse, Entry
 from kdpipe.plan import Cell, Plan
 from kdpipe.provenance import file_digest
 from kdpipe.rules import Rules
+from kdpipe.ship_runs import ship_runs
 from kdpipe.splits import ImportedSplit
 from kdpipe.tuning import label, settings_of, with_settings
 
@@ -41,6 +42,7 @@ def run_files(plan: Plan) -> dict[str, Run]:
     for folder, cell in plan.profiles.items():
         runs[folder] = _profile_run(plan, cell)
     runs[paths.tables(plan.study.study)] = _study_run(plan)
+    runs |= ship_runs(plan)
     return {f"{folder}/run.json": run for folder, run in runs.items()}
 
 

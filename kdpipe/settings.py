@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -165,6 +165,31 @@ class Search(Strict):
         if not 0 < limits[0] < limits[1] < math.inf:
             raise ValueError(f"must be two factors, the lower one first, above 0; got {limits}")
         return limits
+
+
+Form = Literal["onnx", "int8", "torchscript", "program", "bundle"]
+
+
+class Ship(Strict):
+    """Which student the target ``ship`` hands out, and in which forms."""
+
+    forms: tuple[Form, ...] = Field(
+        get_args(Form), min_length=1, description="beside model.pt, which is always there"
+    )
+    max_parameters: int | None = Field(None, gt=0, description="of a student; null: any number")
+    max_latency_ms: float | None = Field(
+        None, gt=0, description="of one window on the CPU, as 'profile' measures it; null: any"
+    )
+    max_memory_mb: float | None = Field(
+        None, gt=0, description="of one window on the CPU, beside the network; null: any"
+    )
+
+    @field_validator("forms")
+    @classmethod
+    def _each_once(cls, forms: tuple[Form, ...]) -> tuple[Form, ...]:
+        if len(set(forms)) != len(forms):
+            raise ValueError(f"{', '.join(forms)}: name each form once")
+        return forms
 
 
 class Profile(Strict):

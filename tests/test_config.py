@@ -92,6 +92,11 @@ def test_every_shipped_study_is_valid(root: Path) -> None:
         ({"methods": [{"sum": ["cwd", {"kd": {"tua": 1}}]}]}, r"'kd': unknown key 'tua'"),
         ({"methods": [{"sum": ["cwd", "ps_kd"]}]}, r"'ps_kd' learns from the student's past self"),
         ({"cards": ["nowhere"]}, r"cards: nowhere is not a folder"),
+        ({"ship": {"forms": ["onx"]}}, r"ship.forms.0: .*'onnx', 'int8'.* \(given: 'onx'\)"),
+        ({"ship": {"forms": ["onnx", "onnx"]}}, r"ship.forms: onnx, onnx: name each form once"),
+        ({"ship": {"forms": []}}, r"ship.forms: .*at least 1 item"),
+        ({"ship": {"max_latency_ms": 0}}, r"ship.max_latency_ms: .*greater than 0"),
+        ({"ship": {"max_latency": 5}}, r"'ship.max_latency', did you mean 'max_latency_ms'"),
     ],
 )
 def test_errors_name_the_key_and_the_nearest_name(change: dict[str, Any], message: str) -> None:
@@ -135,8 +140,8 @@ def test_the_grid() -> None:
 def test_a_run_holds_only_what_its_stage_depends_on() -> None:
     runs = run_files(Plan(load_study(SMALL)))
     changes: dict[str, tuple[dict[str, Any], set[str]]] = {
-        "overlap": ({"inference": {"overlap": 0.25}}, {"predict"}),
-        "protocol": ({"evaluation": {"protocols": ["medpy"]}}, {"evaluate", "tables"}),
+        "overlap": ({"inference": {"overlap": 0.25}}, {"predict", "ship"}),
+        "protocol": ({"evaluation": {"protocols": ["medpy"]}}, {"evaluate", "tables", "ship"}),
         "bands": ({"evaluation": {"bands": False}}, {"evaluate", "tables"}),
         "grid": (
             {"evaluation": {"protocols": ["strict_mm", "acf_bckd"]}},
@@ -146,6 +151,7 @@ def test_a_run_holds_only_what_its_stage_depends_on() -> None:
         "student": ({"training": {"student": {"epochs": 7}}}, {"students", "tables"}),
         "source": ({"data_source": {"phantom_ct": "x"}}, {"raw"}),
         "profile": ({"profile": {"threads": 2}}, {"profiles"}),
+        "limits": ({"ship": {"max_parameters": 5}}, {"ship"}),
         "resources": ({"resources": {"train": {"gpu": 1}}}, set()),
     }
     for change, stages in changes.values():

@@ -65,12 +65,19 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (KILL, TERM, INT),
+        pytest.param((KILL, TERM, KILL, KILL, INT, KILL, KILL), marks=pytest.mark.soak),
+    ],
+    ids=["thrice", "seven times"],
+)
 def test_killed_at_random_points_it_goes_on_to_the_same_bits(
-    new: New, undisturbed: Command
+    new: New, undisturbed: Command, numbers: tuple[int, ...]
 ) -> None:
     disturbed = new()
     chance = random.Random(time.time_ns())
-    numbers = (KILL, TERM, KILL, KILL, INT, KILL, KILL)
     codes = [disturbed.kill_while_training(number, chance.uniform(0, 0.1)) for number in numbers]
     assert not (disturbed.folder / "model.pt").exists()
     assert codes == [75 if number in (TERM, INT) else -KILL for number in numbers]

@@ -82,6 +82,10 @@ def touch(*files: str) -> Edit:
     return lambda checkout: [os.utime(checkout.folder / file) for file in files] and None
 
 
+def together(*edits: Edit) -> Edit:
+    return lambda checkout: [change(checkout) for change in edits] and None
+
+
 def older_image(checkout: Checkout) -> None:
     """Replace an image as an archive tool does, which keeps the date of long ago."""
     file = checkout.folder / "source/imagesTr/a.nii.gz"
@@ -100,11 +104,17 @@ def new_method_used(checkout: Checkout) -> None:
 
 CASES: dict[str, tuple[Edit, set[str]]] = {
     "nothing": (lambda checkout: None, set()),
-    "a comment": (
-        edit("kdpipe/methods/cwd.py", "from __future__", "# why\nfrom __future__"),
+    "a comment, a docstring, the order of keys and what the study does not use": (
+        together(
+            edit("kdpipe/methods/cwd.py", "from __future__", "# why\nfrom __future__"),
+            edit("kdpipe/engine/loop.py", '"""The training loop', '"""A loop'),
+            edit("config.yaml", "study: tiny\ncards: [cards]", "cards: [cards]\nstudy: tiny"),
+            edit("kdpipe/metrics/protocols/word.yaml", "empty: 50", "empty: 60"),
+            edit("kdpipe/cli.py", "return 0", "return 0 + 0"),
+            new_method,
+        ),
         set(),
     ),
-    "a docstring": (edit("kdpipe/engine/loop.py", '"""The training loop', '"""A loop'), set()),
     "a method": (
         edit("kdpipe/methods/cwd.py", "dim=2).mean()", "dim=2).sum()"),
         jobs(TRAINED, cells("cwd")) | REPORTED,
@@ -150,10 +160,6 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         edit("kdpipe/metrics/protocols/strict_mm.yaml", "source: kdpipe", "source: ours"),
         {"configure tiny"} | REPORTED,
     ),
-    "a protocol that is not asked for": (
-        edit("kdpipe/metrics/protocols/word.yaml", "empty: 50", "empty: 60"),
-        set(),
-    ),
     "a protocol on the prepared grid": (
         lambda checkout: checkout.write(
             "config.yaml", CONFIG + "evaluation: {protocols: [strict_mm, acf_bckd]}\n"
@@ -187,14 +193,9 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         edit("kdpipe/report/page/write.py", "from __future__", "import os\nfrom __future__"),
         {"report"},
     ),
-    "the command line": (edit("kdpipe/cli.py", "return 0", "return 0 + 0"), set()),
     "a method's weight": (
         edit("config.yaml", "weight: 1.0", "weight: 2.0"),
         jobs("configure " + TRAINED, cells("kd")) | {"configure tiny"} | REPORTED,
-    ),
-    "the order of keys": (
-        edit("config.yaml", "study: tiny\ncards: [cards]", "cards: [cards]\nstudy: tiny"),
-        set(),
     ),
     "a name of a label": (
         edit("cards/mine.yaml", "liver", "hepar"),
@@ -218,13 +219,8 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
     ),
     "resources": (
         lambda checkout: checkout.write(
-            "config.yaml", CONFIG + "resources: {train: {mem_mb: 9}}\n"
-        ),
-        set(),
-    ),
-    "how often a training is saved": (
-        lambda checkout: checkout.write(
-            "config.yaml", CONFIG + "resources: {train: {checkpoint_seconds: 5, loaders: 2}}\n"
+            "config.yaml",
+            CONFIG + "resources: {train: {mem_mb: 9, checkpoint_seconds: 5, loaders: 2}}\n",
         ),
         set(),
     ),
@@ -249,7 +245,6 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         EVERYTHING | {"fetch", "prepare", "split"},
     ),
     "an image of an older date": (older_image, EVERYTHING | {"fetch", "prepare", "split"}),
-    "a method that no study uses": (new_method, set()),
     "a method that the study uses": (
         new_method_used,
         jobs("configure " + TRAINED, cells("mine")) | {"configure tiny"} | REPORTED,

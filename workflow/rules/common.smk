@@ -59,6 +59,10 @@ TABLES = expand(
     f"{PATHS.tables(STUDY.study)}/{{name}}",
     name=["scores.csv", "results.csv", "results.md", "comparisons.md", "claim.json"],
 )
+SHIPPED = [
+    PATHS.ship(STUDY.study, dataset=use.name, split=split, fold=fold)
+    for use, split, fold in PLAN.folds()
+]
 
 
 wildcard_constraints:
