@@ -35,7 +35,7 @@ STAGE_MODULES = {
     "report": ("kdpipe.report.page.write",),
     "choose_student": ("kdpipe.ship.choice",),
     "export": ("kdpipe.ship.export",),
-    "model_card": ("kdpipe.ship.card",),
+    "model_card": ("kdpipe.ship.card.write",),
 }
 
 

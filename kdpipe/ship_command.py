@@ -17,7 +17,7 @@ def run_choose_student(given: argparse.Namespace) -> None:
 
 def run_model_card(given: argparse.Namespace) -> None:
     """Write ``cost.json`` and ``MODEL_CARD.md``."""
-    from kdpipe.ship.card import Files, write_cards
+    from kdpipe.ship.card.write import Files, write_cards
 
     run = read_object(given.run, "study", "data", "protocol")
     names = ("choice", "export", "split", "manifest", "scores", "comparisons")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,5 +107,7 @@ def write_series(
             part.SetMetaData(tag, value)
         files.append(folder / f"{(index * 7919) % image.GetDepth():04d}.dcm")
         writer.SetFileName(str(files[-1]))
+        before = locale.setlocale(locale.LC_ALL)
         writer.Execute(part)
+        locale.setlocale(locale.LC_ALL, before)  # GDCM leaves "C", whose text files are ASCII
     return files

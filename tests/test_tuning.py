@@ -116,14 +116,19 @@ def test_the_whole_schedule_moves_with_the_learning_rate() -> None:
 def test_a_budget_changes_nothing_of_what_is_there_without_one() -> None:
     without, with_budget = run_files(plan_of(budget=0)), run_files(plan_of())
     changed = {path for path, run in without.items() if with_budget[path] != run}
-    assert changed == {"results/tables/budget/run.json"}
+    ship = "results/phantom_ct/default/fold0/ship/budget"  # whom to choose from, and what is said
+    assert changed == {
+        f"{folder}/run.json"
+        for folder in ("results/tables/budget", f"{ship}/choice", f"{ship}/card")
+    }
     assert not plan_of(budget=0).trials and not plan_of(budget=0).choices
 
 
 def test_more_trials_leave_the_first_ones_as_they_were() -> None:
     few, many = run_files(plan_of(budget=3)), run_files(plan_of(budget=4))
     changed = {path for path, run in few.items() if many[path] != run}
-    assert all(path.endswith("+tuned/run.json") or "/tables/" in path for path in changed)
+    said = ("+tuned/run.json", "/card/run.json")
+    assert all(path.endswith(said) or "/tables/" in path for path in changed)
 
 
 def test_a_range_of_weights_does_not_concern_the_undistilled_student() -> None:

@@ -26,7 +26,7 @@ from kdpipe.infer.description import Description
 from kdpipe.infer.model import TrainedModel, load_model
 from kdpipe.infer.segment import segment
 from kdpipe.nets.base import build_network, network_of
-from kdpipe.ship import bundle_configs
+from kdpipe.ship.bundle import configs
 from kdpipe.ship.forms import bundle
 
 CPU = torch.device("cpu")
@@ -252,8 +252,8 @@ def test_run_without_scans_fails(tmp_path: Path) -> None:
 
 def test_grids_are_not_rounded_between_the_parts(tmp_path: Path) -> None:
     """Those of channels may differ by a hair, and an affine does not give a spacing to the bit."""
-    from kdpipe.ship.bundle_parts import LoadImageScand
-    from kdpipe.ship.bundle_tensors import images_of
+    from kdpipe.ship.bundle.parts import LoadImageScand
+    from kdpipe.ship.bundle.tensors import images_of
 
     images = [scan(0), scan(1)]
     images[1].SetOrigin([place + 0.003 for place in images[0].GetOrigin()])
@@ -320,7 +320,9 @@ def test_torchscript_in_it_is_the_network(made: Bundle) -> None:
     torch.testing.assert_close(program(window), trained.network(window), atol=1e-4, rtol=0)
     with zipfile.ZipFile(path / "models/model.ts") as archive:
         meta = json.loads(archive.read("model/extra/metadata.json"))
+        sources = [name for name in archive.namelist() if name.endswith(".debug_pkl")]
     assert meta["task"].startswith("Segmentation of liver")
+    assert not sources  # they name folders of this machine
 
 
 def test_it_carries_one_network_and_no_more_of_kdpipe_than_runs(made: Bundle) -> None:
@@ -402,7 +404,7 @@ def test_parameters_that_monai_would_run_are_refused(tmp_path: Path) -> None:
     _, _, description = untrained(tmp_path)
     network = dict(description.network) | {"params": {"norm": ["$import this"]}}
     with pytest.raises(ConfigError, match="takes for code"):
-        bundle_configs.inference(dataclasses.replace(description, network=network), "package")
+        configs.inference(dataclasses.replace(description, network=network), "package")
 
 
 def test_network_of_another_project_is_not_written(made: Bundle, tmp_path: Path) -> None:

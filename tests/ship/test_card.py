@@ -14,7 +14,7 @@ from scipy import stats
 
 from kdpipe.cli import main
 from kdpipe.provenance import file_digest
-from kdpipe.ship.card_scores import failure_table, metric_table, verdicts
+from kdpipe.ship.card.scores import failure_table, metric_table, verdicts
 
 
 def table(card: str, heading: str) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,8 +126,8 @@ def test_dice_is_that_of_the_stored_labels(toy: Toy, exported: Path) -> None:
     ],
 )
 def test_what_was_exported_is_read(exported: Path, name: str, backend: str, form: str) -> None:
-    if backend == "openvino":
-        pytest.importorskip("openvino")
+    if backend == "openvino" and find_spec("openvino") is None:
+        pytest.skip("needs openvino")
     loaded = read_network(exported / name, backend, CPU)
     assert loaded.form == form and loaded.window_batch >= 1
     named = name != "model.pt"  # the study's own file knows no names

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -72,6 +74,17 @@ def conversion(form: str, description: Description) -> Iterator[None]:
         ) from error
     finally:
         logging.disable(before)
+
+
+def copy_without_sources(archive: Path | BinaryIO, path: Path) -> None:
+    """Copy a TorchScript archive to `path`, without its notes of source files.
+
+    They name the folders of this machine, and serve the messages of errors only.
+    """
+    with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(path, "w") as target:
+        for member in whole.infolist():
+            if not member.filename.endswith(".debug_pkl"):
+                target.writestr(member, whole.read(member))
 
 
 def no_packages(form: str) -> ConfigError:

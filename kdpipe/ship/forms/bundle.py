@@ -1,7 +1,7 @@
 """A MONAI bundle, laid out as in the Model Zoo: MONAI's command line segments raw scans with it.
 
 It is a folder that needs no kdpipe: preparation, windows and way back are copies of kdpipe's own
-code (`kdpipe.ship.bundle_code`), so its label maps are those of ``kdpipe predict``. `read` runs
+code (`kdpipe.ship.bundle.code`), so its label maps are those of ``kdpipe predict``. `read` runs
 none of that code: it builds the network from the description in ``configs/kdpipe.json``.
 """
 
@@ -30,9 +30,14 @@ from kdpipe.infer.model import TrainedModel, read_tensors
 from kdpipe.infer.window import Network
 from kdpipe.nets.base import build_network
 from kdpipe.provenance import PACKAGE
-from kdpipe.ship import bundle_configs, bundle_texts
-from kdpipe.ship.bundle_code import copy_code, packages
-from kdpipe.ship.forms._common import conversion, description_in, example
+from kdpipe.ship.bundle import configs, texts
+from kdpipe.ship.bundle.code import copy_code, packages
+from kdpipe.ship.forms._common import (
+    conversion,
+    copy_without_sources,
+    description_in,
+    example,
+)
 
 FILE = "bundle"
 DESCRIPTION = f"configs/{KEY}.json"
@@ -54,14 +59,14 @@ def write(
     name = description.network["name"]
     _check_own(name)
     package = copy_code(name, path / "code")
-    config = bundle_configs.inference(description, package)
+    config = configs.inference(description, package)
     versions = {library: metadata.version(library) for library in ("torch", "monai", "numpy")}
-    meta = bundle_texts.metadata(description, versions, *packages(name, trained.network))
+    meta = texts.metadata(description, versions, *packages(name, trained.network))
     write_json(path / "configs" / "metadata.json", meta)
     _write_ordered(path / "configs" / "inference.json", config)
-    write_text(path / "configs" / "logging.conf", bundle_texts.LOGGING)
+    write_text(path / "configs" / "logging.conf", texts.LOGGING)
     write_text(path / DESCRIPTION, description.to_json() + "\n")
-    write_text(path / "docs" / "README.md", bundle_texts.readme(description, meta, package))
+    write_text(path / "docs" / "README.md", texts.readme(description, meta, package))
     for folder in (path, path / "code" / package):
         write_text(folder / "LICENSE", _licence())
     weights = {key: value.cpu() for key, value in trained.network.state_dict().items()}
@@ -188,10 +193,12 @@ def _write_torchscript(
     from monai.data.torchscript_utils import save_net_with_metadata
 
     extra = {"inference.json": json.dumps(config).encode()}
-    with conversion("bundle", description):
+    with conversion("bundle", description), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         program = torch.jit.trace(trained.network, example(description), check_trace=False)
-        # by its path: readers look for the configurations below the file's name
-        save_net_with_metadata(program, str(path), False, False, meta, extra)
+        # under its own name: readers look for the configurations below the file's name
+        whole = Path(folder) / path.name
+        save_net_with_metadata(program, str(whole), False, False, meta, extra)
+        copy_without_sources(whole, path)
 
 
 def _write_ordered(path: Path, content: Mapping[str, object]) -> None:

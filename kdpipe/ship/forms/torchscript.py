@@ -7,7 +7,6 @@ reading it; `program` is its successor.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,12 @@ from kdpipe.errors import DataError
 from kdpipe.infer.description import KEY, Description
 from kdpipe.infer.model import TrainedModel
 from kdpipe.infer.window import Network
-from kdpipe.ship.forms._common import conversion, description_in, example
+from kdpipe.ship.forms._common import (
+    conversion,
+    copy_without_sources,
+    description_in,
+    example,
+)
 
 FILE = "model.ts"
 
@@ -36,7 +40,7 @@ def write(
         program = torch.jit.trace(trained.network, example(description), check_trace=False)
         stream = io.BytesIO()
         torch.jit.save(program, stream, _extra_files={KEY: description.to_json()})
-        _without_sources(stream, path)
+        copy_without_sources(stream, path)
 
 
 def read(path: Path, device: torch.device) -> tuple[Network, Description]:
@@ -54,11 +58,3 @@ def read(path: Path, device: torch.device) -> tuple[Network, Description]:
     found = extra[KEY]
     text = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
     return program.eval(), description_in(text, path)
-
-
-def _without_sources(stream: io.BytesIO, path: Path) -> None:
-    """Write a TorchScript archive without the places in source files, which name folders here."""
-    with zipfile.ZipFile(stream) as whole, zipfile.ZipFile(path, "w") as target:
-        for member in whole.infolist():
-            if not member.filename.endswith(".debug_pkl"):
-                target.writestr(member, whole.read(member))

@@ -9,7 +9,7 @@ from kdpipe import __version__
 from kdpipe.markup import DAGGER
 from kdpipe.paths import NO_TEACHER
 from kdpipe.provenance import digest, file_digest
-from kdpipe.ship.card_text import settings
+from kdpipe.ship.card.text import settings
 from kdpipe.ship.measured import Facts, read_facts
 
 #: how many arms are listed

@@ -1,9 +1,9 @@
 """What an exported MONAI bundle runs: kdpipe's preparation, windows and way back as MONAI's parts.
 
 A bundle carries a copy of this file and of all that it imports under a package name of its own
-(`kdpipe.ship.bundle_code`), so nothing here may name the package `kdpipe` but in imports.
+(`kdpipe.ship.bundle.code`), so nothing here may name the package `kdpipe` but in imports.
 
-Between the parts a scan is a `MetaTensor`, see `kdpipe.ship.bundle_tensors`.
+Between the parts a scan is a `MetaTensor`, see `kdpipe.ship.bundle.tensors`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from kdpipe.scans.dicom import is_dicom
 from kdpipe.scans.find import find_scans
 from kdpipe.scans.read import read_scan
 from kdpipe.scans.scan import Scan
-from kdpipe.ship.bundle_tensors import (
+from kdpipe.ship.bundle.tensors import (
     KEY,
     affine_of,
     exact_grids,
@@ -63,7 +63,7 @@ def network(
     spatial_dims: int,
 ) -> nn.Module:
     """Build the network whose file lies beside this package's others; weights are random."""
-    package = __name__.removesuffix(".ship.bundle_parts")
+    package = __name__.removesuffix(".ship.bundle.parts")
     module = importlib.import_module(f"{package}.nets.{name}")
     built: nn.Module = module.build(
         module.Params(**params),

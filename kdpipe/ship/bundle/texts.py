@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from string import Template
 from typing import Any
 
 from kdpipe import __version__
 from kdpipe.infer.description import Description
-from kdpipe.ship.bundle_configs import inert
+from kdpipe.provenance import PACKAGE
+from kdpipe.ship.bundle.configs import inert
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
@@ -39,7 +39,7 @@ args=(sys.stdout,)
 [formatter_fullFormatter]
 format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 """
-_README = Path(__file__).parents[1] / "templates" / "bundle_readme.md.txt"
+_README = PACKAGE / "templates" / "bundle_readme.md.txt"
 
 
 def metadata(

@@ -21,7 +21,7 @@ from torch import nn
 from kdpipe.atomic import write_text
 from kdpipe.provenance import PACKAGE
 
-PARTS = "kdpipe.ship.bundle_parts"
+PARTS = "kdpipe.ship.bundle.parts"
 _IMPORT = re.compile(r"^(\s*(?:from|import) )kdpipe(?=[. ])", re.MULTILINE)
 _OPTIONAL = {"numba"}
 """There is a path without it."""

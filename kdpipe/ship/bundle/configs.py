@@ -28,7 +28,7 @@ def inference(description: Description, package: str) -> dict[str, Any]:
 
     def part(name: str, /, **arguments: Any) -> dict[str, Any]:
         return {
-            "_target_": f"{package}.ship.bundle_parts.{name}",
+            "_target_": f"{package}.ship.bundle.parts.{name}",
             "_requires_": "@code",
             **arguments,
         }

@@ -18,15 +18,15 @@ from markupsafe import Markup
 from kdpipe.atomic import write_json, write_text
 from kdpipe.markup import Table, markdown_table
 from kdpipe.provenance import PACKAGE
-from kdpipe.ship import card_text, card_values
-from kdpipe.ship.card_scores import (
+from kdpipe.ship.card import text, values
+from kdpipe.ship.card.cost import cost_card
+from kdpipe.ship.card.scores import (
     difference_table,
     failure_table,
     metric_table,
     rows_of,
     verdicts,
 )
-from kdpipe.ship.cost import cost_card
 from kdpipe.ship.measured import read_facts
 from kdpipe.stats.scores import UNDISTILLED, read_scores
 from kdpipe.stats.tables import read_table
@@ -61,9 +61,9 @@ def write_cards(run: dict[str, Any], files: Files, cost: Path, card: Path) -> No
     """
     choice = read_facts(files.choice, "chosen", "teacher", "arms")
     costs = cost_card(choice, files.export)
-    text = render_card(run, files, choice, costs)
+    page = render_card(run, files, choice, costs)
     write_json(cost, costs)
-    write_text(card, text)
+    write_text(card, page)
 
 
 def render_card(
@@ -78,13 +78,13 @@ def render_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    values = {
+    content = {
         **_about(run, choice, read_facts(files.split, "train", "val", "test")),
         **_training(run, choice),
         **_scores(run, files, choice),
         **_files(run, files, choice, costs),
     }
-    return environment.get_template(_TEMPLATE).render(values)
+    return environment.get_template(_TEMPLATE).render(content)
 
 
 def _as_text(value: Any) -> str:
@@ -114,7 +114,7 @@ def _about(
     counts = {part: len(split[part]) for part in ("train", "val", "test")}
     return {
         "name": f"{chosen['student']} for {data['title']}",
-        "structures": card_text.structures(data),
+        "structures": text.structures(data),
         "data": data,
         "dataset": run["dataset"],
         "split": run["split"],
@@ -125,15 +125,15 @@ def _about(
         "n_val": plural(counts["val"], "case"),
         "leaky": bool(split.get("selects_on_test", False)),
         "licences": [f"{found['spdx']} ({found['id']})" for found in data["licences"]],
-        "restrictions": card_text.restrictions(data["licences"]),
-        "known": card_text.known(data),
+        "restrictions": text.restrictions(data["licences"]),
+        "known": text.known(data),
         "outcome": _outcome(choice),
         "chosen": chosen,
         "rule": choice["rule"],
-        "limits": card_values.limits(choice["limits"]),
+        "limits": values.limits(choice["limits"]),
         "n_candidates": plural(sum(len(arm["seeds"]) for arm in choice["arms"]), "network"),
         "validation_dice": f"{chosen['validation_dice']:.4f}",
-        "arms": _table(*card_values.arms(choice["arms"], run["readings"])),
+        "arms": _table(*values.arms(choice["arms"], run["readings"])),
     }
 
 
@@ -155,20 +155,20 @@ def _training(run: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, An
     cell = read_facts(folder / "run.json", "network", "method", "training")
     facts = read_facts(folder / "model.json", "validation_dice")
     reading = chosen["method"] in run["readings"]
-    method = card_text.method(cell["method"], reading)
+    method = text.method(cell["method"], reading)
     return {
         "network": cell["network"],
-        "network_settings": card_text.settings(cell["network"]["params"]),
-        "training_time": card_values.training_time(facts),
+        "network_settings": text.settings(cell["network"]["params"]),
+        "training_time": values.training_time(facts),
         "method": method,
-        "method_settings": card_text.settings(cell["method"]["params"])
+        "method_settings": text.settings(cell["method"]["params"])
         if cell["method"]["params"]
         else "",
-        "tuning": card_text.settings(facts["tuning"]) if "tuning" in facts else "",
+        "tuning": text.settings(facts["tuning"]) if "tuning" in facts else "",
         "budget": run["budget"],
-        "teacher_sentence": card_values.teacher(choice),
-        "recipe": card_text.settings(cell["training"]),
-        "citation": card_values.citation(run, method),
+        "teacher_sentence": values.teacher(choice),
+        "recipe": text.settings(cell["training"]),
+        "citation": values.citation(run, method),
     }
 
 
@@ -203,20 +203,20 @@ def _files(
     data, window, forms = run["data"], costs["window"], costs["forms"]
     sides = data["preset"]["patch"]
     parity = read_facts(files.export / "parity.json", "limits", "reference", "environment")
-    rows = card_values.provenance(run, choice, files.split, files.manifest)
-    rows += card_values.exported(files.export, parity)
+    rows = values.provenance(run, choice, files.split, files.manifest)
+    rows += values.exported(files.export, parity)
     return {
-        "cost": _table(*card_values.costs(costs)),
+        "cost": _table(*values.costs(costs)),
         "window": " x ".join(map(str, sides)),
-        "processor": card_values.processor(window),
-        "files": _table(*card_values.files(forms)),
-        "parity": card_values.parity(parity),
+        "processor": values.processor(window),
+        "files": _table(*values.files(forms)),
+        "parity": values.parity(parity),
         "onnx": "model.onnx" if "model.onnx" in forms else "",
         "bundle": "bundle" if "bundle" in forms else "",
         "shape": f"(1, {len(data['channels'])}, {', '.join(map(str, sides))})",
-        "preparation": _table(["step", "setting"], list(map(list, card_text.preparation(data)))),
+        "preparation": _table(["step", "setting"], list(map(list, text.preparation(data)))),
         "overlap": f"{100 * run['overlap']:g} %",
-        "labels": _table(["id", "name"], card_text.labels(data)),
-        "channels": card_text.channels(data),
+        "labels": _table(["id", "name"], text.labels(data)),
+        "channels": text.channels(data),
         "provenance": _table(["what", "value"], rows),
     }
