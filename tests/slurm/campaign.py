@@ -131,6 +131,7 @@ def kill_node(watch: Watch, node: str) -> None:
     """Everything on a node ends at once, as if its power had failed."""
     jobs = {process.job for process in watch.processes() if process.node == node}
     subprocess.run([LAB, "kill-node", node.removeprefix("n")], check=True)
+    steps, inside = [], []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -140,7 +141,10 @@ def kill_node(watch: Watch, node: str) -> None:
         except OSError:
             continue
         step = re.match(r"slurmstepd: \[(\d+)\.", title)
-        inside = any(f"SLURM_JOB_ID={job}" in variables for job in jobs)
-        if (step and step[1] in jobs) or inside:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(entry.name), signal.SIGKILL)
+        if step and step[1] in jobs:
+            steps.append(int(entry.name))
+        elif any(f"SLURM_JOB_ID={job}" in variables for job in jobs):
+            inside.append(int(entry.name))
+    for process in steps + inside:  # a step that outlives its job would tell that it failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
