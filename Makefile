@@ -17,7 +17,7 @@ demo: $(READY)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-## soak: what takes minutes each: two studies that share, cohorts, 200 jobs without a leak (half an hour)
+## soak: what takes minutes each: studies that share, cohorts, 200 jobs, every network in every form (an hour)
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m soak
 

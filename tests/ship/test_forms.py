@@ -70,6 +70,13 @@ def test_values_are_those_of_torch(form: str, tiny: dict[str, Path]) -> None:
     assert (apart > 1e-3) == (form == "int8")
 
 
+# kinds of their own: adaptive pooling, places of maxima, slices; the others are `make soak`
+@pytest.mark.parametrize("name", ["espnetv2", "enet", "mobilenetv2"])
+def test_some_networks_can_be_traced(name: str, tmp_path: Path) -> None:
+    test_every_network_can_be_traced(name, tmp_path)
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("name", networks())
 def test_every_network_can_be_traced(name: str, tmp_path: Path) -> None:
     trained, description = small_model(name)

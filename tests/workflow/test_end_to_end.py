@@ -212,7 +212,7 @@ def write_teacher(file: Path, seed: int) -> None:
     os.utime(file, (seed + 1, seed + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_slices_and_a_teacher_that_is_trained_already(folder: Path, root: Path) -> None:
     (folder / "slices.yaml").write_text(SLICES)
     write_teacher(folder / "teacher.pt", 0)
