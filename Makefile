@@ -26,7 +26,7 @@ test-slurm: $(READY_SLURM)
 	tests/slurm/lab.sh start && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm; \
 	result=$$?; tests/slurm/lab.sh purge; exit $$result
 
-## bench: every stage against its peers, in turns; the table of docs/performance.md (half an hour)
+## bench: every stage against its peers, in turns; the table of docs/performance.md (three quarters of an hour)
 bench: $(READY)
 	$(BIN)/python bench/all.py
 
