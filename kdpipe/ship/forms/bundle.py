@@ -166,7 +166,14 @@ def _run(path: Path, datalist: Path, out: Path) -> None:
     }
     for name, value in options.items():
         command += [f"--{name}", value]
-    done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False)
+    # what Python and numba compile is of this machine, and stays out of the bundle
+    environment = os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NUMBA_CACHE_DIR": str(out.parent),
+    }
+    done = subprocess.run(
+        command, cwd=path, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it says nothing"]
         reason = next((line for line in lines if _ERROR.match(line)), lines[-1])  # the first cause
