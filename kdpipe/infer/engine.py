@@ -22,7 +22,7 @@ from kdpipe.data.targets import Targets
 from kdpipe.errors import ConfigError
 from kdpipe.infer.model import TrainedModel
 from kdpipe.infer.window import Network, sliding_labels, sliding_slabs
-from kdpipe.metrics.overlap import dice
+from kdpipe.metrics.overlap import dice, mean_of_known
 from kdpipe.settings import Inference
 
 log = logging.getLogger(__name__)
@@ -196,10 +196,10 @@ def _compared(
         ]
         for engine, labels in zip((plain, other), found, strict=True):
             values = list(dice(label, labels, targets.structures).values())
-            scores[engine.name].append(_mean(values))
+            scores[engine.name].append(mean_of_known(values))
         same += int((found[0] == found[1]).sum())
         voxels += label.size
-    before, after = (100 * _mean(values) for values in scores.values())
+    before, after = (100 * mean_of_known(values) for values in scores.values())
     verdict = (
         f"Dice {after:.3f} % instead of {before:.3f} %, {same / voxels:.6f} of the labels are the "
         f"same, on {min(len(cases), CHECKED_CASES)} validation case(s)"
@@ -227,8 +227,3 @@ def labels_by(
         pad_value,
     )
     return sliding_labels(slabs, image.shape[1:], Targets.of(trained.run))
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else 0.0

@@ -187,3 +187,9 @@ def check_label_volumes(reference: np.ndarray, prediction: np.ndarray) -> int:
                 )
         largest = max(largest, high)
     return largest
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """Mean without NaN, as a structure that neither volume has is not scored; 0 if none is left."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else 0.0

@@ -24,7 +24,7 @@ from kdpipe.data.store import StoredCase
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.description import Description
 from kdpipe.infer.window import Network, sliding_labels, sliding_slabs
-from kdpipe.metrics.overlap import dice
+from kdpipe.metrics.overlap import dice, mean_of_known
 from kdpipe.ship.windows import CaseWindow, draw_windows
 
 LOGITS = 1e-4
@@ -112,13 +112,13 @@ class Reference:
                 "same_labels": float((labels == self.labels[case]).mean()),
                 "dice": score,
             }
-        mean = _mean([facts["dice"] for facts in cases.values()])
+        mean = mean_of_known([facts["dice"] for facts in cases.values()])
         return {
             "largest_difference": float(steady.max()),
             "unsteady_windows": counts.count(False),
             "same_labels": min(facts["same_labels"] for facts in cases.values()),
             "dice": mean,
-            "dice_loss": _mean(list(self.dice.values())) - mean,
+            "dice_loss": mean_of_known(list(self.dice.values())) - mean,
             "cases": cases,
         }
 
@@ -191,10 +191,4 @@ def _segmented(
     )
     targets = description.decoded
     labels = sliding_labels(slabs, image.shape[1:], targets)
-    return labels, _mean(list(dice(label, labels, targets.structures).values()))
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean of what is known: a structure that neither has is not scored."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else 0.0
+    return labels, mean_of_known(list(dice(label, labels, targets.structures).values()))

@@ -59,7 +59,7 @@ class Loaded:
 
 
 def read_network(path: Path, backend: str, device: torch.device) -> Loaded:
-    """Return the network at `path`. No code of the file is run, except that of a bundle.
+    """Return the network at `path`. No code of the file is run, not even that of a bundle.
 
     Args:
         path: a ``model.pt``, a file or bundle that ``kdpipe export`` wrote, or its folder.
