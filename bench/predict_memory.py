@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import SimpleITK as sitk
 import torch
+from preparation_memory import smooth_ct
 
 from kdpipe.infer.model import save_model
 from kdpipe.nets.base import build_network
@@ -45,14 +45,8 @@ raise SystemExit(code)
 
 
 def write_scan(file: Path, slices: int) -> None:
-    """Write a smooth random CT of 512 x 512 voxels, int16, 0.8 x 0.8 x 1.0 mm."""
-    coarse = np.random.default_rng(0).normal(0, 60, (slices // 8 + 1, 64, 64)).astype(np.float32)
-    noise = sitk.GetImageFromArray(coarse)
-    noise.SetSpacing((6.4, 6.4, 8.0))
-    grid = sitk.Image(512, 512, slices, sitk.sitkInt16)
-    grid.SetSpacing((0.8, 0.8, 1.0))
-    scan = sitk.Resample(noise, grid, sitk.Transform(), sitk.sitkLinear, -1000, sitk.sitkInt16)
-    sitk.WriteImage(scan, str(file), True)
+    """Write a CT of 0.8 x 0.8 x 1.0 mm."""
+    sitk.WriteImage(smooth_ct(slices, 0.8), str(file), True)
 
 
 def write_model(file: Path, preset: dict[str, Any]) -> None:

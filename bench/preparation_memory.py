@@ -35,14 +35,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_scan(folder: Path, slices: int) -> Case:
-    """Write a smooth random CT of 512 x 512 and a label map of large blobs."""
+def smooth_ct(slices: int, step: float) -> sitk.Image:
+    """A smooth random CT of 512 x 512 voxels a slice, int16, `step` x `step` x 1 mm."""
     coarse = np.random.default_rng(0).normal(0, 60, (slices // 8 + 1, 64, 64)).astype(np.float32)
     noise = sitk.GetImageFromArray(coarse)
-    noise.SetSpacing((5.6, 5.6, 8.0))
+    noise.SetSpacing((8 * step, 8 * step, 8.0))
     grid = sitk.Image(512, 512, slices, sitk.sitkInt16)
-    grid.SetSpacing((0.7, 0.7, 1.0))
-    scan = sitk.Resample(noise, grid, sitk.Transform(), sitk.sitkLinear, -1000, sitk.sitkInt16)
+    grid.SetSpacing((step, step, 1.0))
+    return sitk.Resample(noise, grid, sitk.Transform(), sitk.sitkLinear, -1000, sitk.sitkInt16)
+
+
+def write_scan(folder: Path, slices: int) -> Case:
+    """Write a CT of 0.7 x 0.7 x 1.0 mm and a label map of large blobs."""
+    scan = smooth_ct(slices, 0.7)
     label = sitk.Cast(scan > 60, sitk.sitkUInt8) + sitk.Cast(scan > 90, sitk.sitkUInt8)
     files = folder / "scan.nii.gz", folder / "label.nii.gz"
     for image, file in zip((scan, label), files, strict=True):
