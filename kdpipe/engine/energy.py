@@ -84,7 +84,7 @@ def total(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     """Sum ``seconds`` and ``energy_j`` over epochs; None for energy that one of them lacks."""
     known = bool(rows) and all("energy_j" in row for row in rows)
     return {
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
         "energy_j": round(sum(row["energy_j"] for row in rows), 1) if known else None,
     }
 

@@ -12,12 +12,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from kdpipe.errors import Interrupted
 
 log = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
 OnStop = Literal["auto", "wait", "exit"]
 ON_STOP: tuple[str, ...] = get_args(OnStop)
 LONGEST_WAIT = 3600.0
@@ -105,6 +107,22 @@ class StopRequest:
             raise Interrupted(
                 f"stopped by {self.received} before {self.before}; run the same command again"
             ) from None
+
+
+def told_when_asked(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield what `loader` gives; a process of it that dies is told where a batch is asked for.
+
+    PyTorch tells it in a signal handler, wherever the training is at that moment: also while the
+    training cleans up after the same death. The loader looks after its processes too, every 5 s.
+
+    Raises:
+        RuntimeError: a process of the loader has died; begins with "DataLoader worker".
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)  # the first one of a process sets the handler
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    yield from batches
 
 
 def outlive_signals(worker: int) -> None:

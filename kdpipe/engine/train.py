@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from kdpipe.engine.loop import Trainer
 from kdpipe.engine.loss_log import diverged_file
 from kdpipe.engine.meanwhile import trained_meanwhile
 from kdpipe.engine.shared_norm import share_batch_norm
-from kdpipe.engine.signals import StopRequest, outlive_signals
+from kdpipe.engine.signals import StopRequest, outlive_signals, told_when_asked
 from kdpipe.engine.state import Checkpoint, disk_trouble, is_of_disk
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.engine.validate import Validator
@@ -257,8 +257,8 @@ def _batches(
     start: int,
     device: torch.device,
     loaders: int,
-) -> Iterable[dict[str, Tensor]]:
-    return DataLoader(
+) -> Iterator[dict[str, Tensor]]:
+    loader = DataLoader(
         dataset,
         batch_sampler=StepSampler(
             start,
@@ -273,3 +273,4 @@ def _batches(
         generator=torch.Generator(),  # the global one belongs to the networks
         worker_init_fn=outlive_signals,
     )
+    return told_when_asked(loader)

@@ -123,8 +123,8 @@ def test_a_cpu_asks_nobody(nvml: FakeNvml) -> None:
 
 def test_total() -> None:
     rows = [{"seconds": 1.04, "energy_j": 10.0}, {"seconds": 2.0, "energy_j": 5.5}]
-    assert total(rows) == {"seconds": 3.0, "energy_j": 15.5}
-    assert total([*rows, {"seconds": 1.0}]) == {"seconds": 4.0, "energy_j": None}
+    assert total(rows) == {"seconds": 3.04, "energy_j": 15.5}
+    assert total([*rows, {"seconds": 1.0}]) == {"seconds": 4.04, "energy_j": None}
     assert total([]) == {"seconds": 0, "energy_j": None}
 
 

@@ -150,3 +150,29 @@ def test_a_loader_leaves_signals_to_the_training_but_obeys_it() -> None:
         parent.stdin.write("\n")
         parent.stdin.flush()
         assert parent.stdout.readline() == "0\n"
+
+
+KILLED = """
+import multiprocessing, os, time
+from torch.utils.data import DataLoader
+from kdpipe.engine.signals import told_when_asked
+batches = told_when_asked(DataLoader(range(1000), num_workers=1))
+next(batches)
+loader = multiprocessing.active_children()[0]
+os.kill(loader.pid, 9)
+os.waitid(os.P_PID, loader.pid, os.WEXITED | os.WNOWAIT)
+for _ in range(100):  # torch's handler would raise here
+    time.sleep(0.001)
+print("not asked", flush=True)
+try:
+    list(batches)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_loader_that_was_killed_is_told_of_where_a_batch_is_asked_for() -> None:
+    result = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
+    asked, told = result.stdout.splitlines()
+    assert asked == "not asked", result.stderr
+    assert told.startswith("DataLoader worker") and "exited unexpectedly" in told
