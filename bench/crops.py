@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from side_by_side import Row, in_turns, ratio
 
-from kdpipe.data.sampler import CropDataset, CropRecipe
+from kdpipe.data.crops.sampler import CropDataset, CropRecipe
 from kdpipe.data.store import N_FOREGROUND
 from kdpipe.data.targets import Targets
 from kdpipe.settings import Augmentation

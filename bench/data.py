@@ -27,7 +27,7 @@ from scipy import ndimage
 from side_by_side import Row, in_turns, main, ratio, shown
 
 from kdpipe.data.geometry import Grid, to_array, to_image
-from kdpipe.data.resampling import CUBIC, image_at, one_hot_at
+from kdpipe.data.preparation.resampling import CUBIC, image_at, one_hot_at
 from kdpipe.data.store import StoredCase, sample_foreground, write_case
 
 SHAPE, SPACING = (512, 512, 150), (0.8, 0.8, 3.0)

@@ -95,7 +95,7 @@ def data(setting: Setting) -> list[Row]:
     """How much of a training is waiting for crops."""
     from kd_scene import CLASSES, WARM, Scene
 
-    from kdpipe.data.sampler import CropDataset, CropRecipe
+    from kdpipe.data.crops.sampler import CropDataset, CropRecipe
     from kdpipe.data.targets import Targets
     from kdpipe.engine.train import _batches
     from kdpipe.settings import Augmentation, Training

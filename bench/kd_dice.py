@@ -21,8 +21,8 @@ import torch
 
 from kdpipe import discover
 from kdpipe.cards import load_card
-from kdpipe.data.layout import list_files
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.folders.layout import list_files
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.data.targets import Targets
 from kdpipe.engine.device import keep_freed_memory
 from kdpipe.engine.jobs import Job

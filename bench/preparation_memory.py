@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.labels import Labels
 from kdpipe.presets import Preparation
 

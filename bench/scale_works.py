@@ -91,8 +91,8 @@ def _scans(folder: Path, cases: int, planes: int, side: int, labels: int) -> lis
 
 def _preparation(folder: Path, cases: int, planes: int, side: int, labels: int = 5) -> Work:
     """Check, resample and store so many scans, in one process, then check the set."""
-    from kdpipe.data.prepare import prepare
-    from kdpipe.data.verdict import Checks
+    from kdpipe.data.checks.verdict import Checks
+    from kdpipe.data.preparation.prepare import prepare
     from kdpipe.presets import Preparation
     from kdpipe.rules import Rules
 

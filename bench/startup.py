@@ -18,7 +18,7 @@ HELP = [sys.executable, "-m", "kdpipe", "--help"]
 EVALUATE = [
     sys.executable,
     "-c",
-    "import sys, kdpipe.evaluation; assert 'torch' not in sys.modules",
+    "import sys, kdpipe.commands.evaluation; assert 'torch' not in sys.modules",
 ]
 TRAIN = [sys.executable, "-c", "import kdpipe.engine.train"]
 BUNDLE = [sys.executable, "-m", "monai.bundle", "download", "--help"]

@@ -1,6 +1,6 @@
 """The command ``kdpipe``: one sub-command a stage, the only thing that rules call.
 
-Each works without Snakemake. What they do is in `kdpipe.stages`.
+Each works without Snakemake. What they do is in `kdpipe.commands.stages`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdpipe import __version__, stages
+from kdpipe import __version__
 from kdpipe.arguments import add_command as _add
 from kdpipe.arguments import add_path as _path
 from kdpipe.cli_deploy import add_export, add_predict, add_ship
+from kdpipe.commands import stages
 from kdpipe.engine.signals import StopRequest
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe.progress import start_log

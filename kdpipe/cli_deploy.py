@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdpipe import export_command, predict_command, ship_command
 from kdpipe.arguments import add_command, add_path
+from kdpipe.commands.export import run_export
+from kdpipe.commands.predict import run_predict
+from kdpipe.commands.ship import run_choose_student, run_model_card
 
 
 def add_predict(commands: Any) -> None:
     """``kdpipe predict``: the test cases of a study, or any scans."""
     predict = add_command(
-        commands, "predict", predict_command.run_predict, "segment scans, or a study's test cases"
+        commands, "predict", run_predict, "segment scans, or a study's test cases"
     )
     predict.add_argument(
         "scans",
@@ -83,7 +85,7 @@ def add_export(commands: Any) -> None:
     export = add_command(
         commands,
         "export",
-        export_command.run_export,
+        run_export,
         "write a trained network as ONNX and in other forms, each checked against it",
     )
     add_path(export, "--model", "model.pt of a trained network")
@@ -110,7 +112,7 @@ def add_ship(commands: Any) -> None:
     choose = add_command(
         commands,
         "choose-student",
-        ship_command.run_choose_student,
+        run_choose_student,
         "choose the student that a study hands out, on validation data",
     )
     add_path(choose, "--run", "run.json of the choice: limits, and the cells to choose from")
@@ -119,7 +121,7 @@ def add_ship(commands: Any) -> None:
     card = add_command(
         commands,
         "model-card",
-        ship_command.run_model_card,
+        run_model_card,
         "write what an exported student costs, and its model card",
     )
     add_path(card, "--run", "run.json of the card: data, protocol")

@@ -19,9 +19,9 @@ from kdpipe.tuning import label
 
 #: the modules in which each stage starts; catalogue entries are added by the cell
 STAGE_MODULES = {
-    "fetch": ("kdpipe.data.fetch",),
-    "prepare": ("kdpipe.data.prepare",),
-    "split": ("kdpipe.data.split",),
+    "fetch": ("kdpipe.data.acquisition.fetch",),
+    "prepare": ("kdpipe.data.preparation.prepare",),
+    "split": ("kdpipe.data.splits.split",),
     "train": ("kdpipe.engine.train",),
     "adopt": ("kdpipe.engine.adopt",),
     "choose": ("kdpipe.engine.choose",),

@@ -105,7 +105,7 @@ class Phantoms(Strict):
 
 
 class CtAbdomen(Phantoms):
-    """Abdomens in CT (`kdpipe.data.phantom`)."""
+    """Abdomens in CT (`kdpipe.data.phantoms.abdomen`)."""
 
     kind: Literal["ct_abdomen"] = "ct_abdomen"
     shape_min: tuple[int, int, int] = Field((56, 56, 28), description="smallest grid, voxels x y z")
@@ -117,7 +117,7 @@ class CtAbdomen(Phantoms):
 
 
 class BrainTumour(Phantoms):
-    """Brains with a tumour in four MR sequences (`kdpipe.data.phantom_brain`)."""
+    """Brains with a tumour in four MR sequences (`kdpipe.data.phantoms.brain`)."""
 
     kind: Literal["brain_tumour"] = "brain_tumour"
     shape_min: tuple[int, int, int] = Field((60, 68, 56), description="smallest grid, voxels x y z")

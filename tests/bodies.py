@@ -11,9 +11,9 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from kdpipe.data.checks.verdict import Checks
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare
-from kdpipe.data.verdict import Checks
+from kdpipe.data.preparation.prepare import prepare
 from kdpipe.labels import Labels
 from kdpipe.presets import Preset
 from kdpipe.rules import Rules

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from kdpipe.cards import Card, card_files, load_card
-from kdpipe.data._split_rules import Row
-from kdpipe.data.split import make_split
+from kdpipe.commands.pages import write_pages
+from kdpipe.data.splits._rules import Row
+from kdpipe.data.splits.split import make_split
 from kdpipe.errors import ConfigError
 from kdpipe.labels import paint_order
-from kdpipe.pages import write_pages
 from kdpipe.protocols import DEFAULT_TOLERANCE_MM, get_protocol
 from kdpipe.sources import expand_ids
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from kdpipe import discover
+from kdpipe.commands.pages import write_pages
 from kdpipe.errors import ConfigError
 from kdpipe.facts import MARKS, method_facts
-from kdpipe.pages import write_pages
 
 METHODS = discover.names("methods")
 READINGS = {"mskd", "cpkd", "acw_skd"}

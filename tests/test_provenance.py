@@ -35,7 +35,7 @@ def test_closure_of_a_method_holds_its_shared_terms_and_nothing_of_other_methods
 
 def test_closure_of_training_reaches_lazy_imports_but_no_other_stage() -> None:
     closure = import_closure(["kdpipe.engine.train"])
-    assert {"kdpipe.engine.loop", "kdpipe.data.sampler", "kdpipe.data.store"} <= closure
+    assert {"kdpipe.engine.loop", "kdpipe.data.crops.sampler", "kdpipe.data.store"} <= closure
     assert "kdpipe.infer.window" in closure  # it selects the checkpoint
     assert not any(".report." in name or ".methods.kd" in name for name in closure)
     assert "kdpipe.config" not in closure

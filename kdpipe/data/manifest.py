@@ -19,7 +19,7 @@ class Case:
 
     `sha256` is empty until `index` has read them. `part` is the folder that means train, val or
     test in data sets that have such. `masks` are (structure, binary mask) where there is a file
-    for each structure; `label` is the first until `kdpipe.data.canonical` has merged them.
+    for each structure; `label` is the first until `acquisition.canonical` has merged them.
     """
 
     case: str

@@ -149,7 +149,7 @@ class StoredCase:
 
     @cached_property
     def geometry(self) -> dict[str, Any]:
-        """Grids, intensity transform and statistics, as `kdpipe.data.prepare` wrote them."""
+        """Grids, intensity transform and statistics, as `preparation.prepare` wrote them."""
         try:
             return json.loads((self.folder / "geometry.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

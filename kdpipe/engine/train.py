@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from kdpipe import discover
 from kdpipe.composition import needs_teacher
-from kdpipe.data.sampler import CropDataset, CropRecipe, StepSampler
+from kdpipe.data.crops.sampler import CropDataset, CropRecipe, StepSampler
 from kdpipe.data.targets import Targets
 from kdpipe.engine import parallel
 from kdpipe.engine.device import compute_dtype, pick_device

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import SimpleITK as sitk
 import torch
 
-from kdpipe.data.preprocess import prepare_images
+from kdpipe.data.preparation.preprocess import prepare_images
 from kdpipe.data.steps import round_as_stored
 from kdpipe.infer.description import Description
 from kdpipe.infer.restore import Restorer

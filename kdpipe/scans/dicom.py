@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from kdpipe.data.integrity import MAX_SHEAR
+from kdpipe.data.checks.integrity import MAX_SHEAR
 from kdpipe.errors import DataError
 from kdpipe.images.files import itk_reason
 from kdpipe.scans.scan import Scan

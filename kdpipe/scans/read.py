@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import SimpleITK as sitk
 
-from kdpipe.data.integrity import as_channels, check_images, read_images, refuse
+from kdpipe.data.checks.integrity import as_channels, check_images, read_images, refuse
 from kdpipe.errors import DataError
 from kdpipe.scans.dicom import read_series
 from kdpipe.scans.scan import Scan

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kdpipe.data.integrity import read_images
+from kdpipe.data.checks.integrity import read_images
 from kdpipe.data.manifest import Case
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.infer.description import Description

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdpipe.data.sampler import CropDataset, CropRecipe
+from kdpipe.data.crops.sampler import CropDataset, CropRecipe
 from kdpipe.infer.description import Description
 from kdpipe.settings import Augmentation
 

@@ -16,10 +16,10 @@ from medpy.metric.binary import dc, hd95
 from PIL import Image
 from scipy import ndimage
 
-from kdpipe.data.layout import list_files
+from kdpipe.data.folders.layout import list_files
 from kdpipe.data.manifest import Case
-from kdpipe.data.memory import estimated_mb
-from kdpipe.data.prepare import prepare
+from kdpipe.data.preparation.memory import estimated_mb
+from kdpipe.data.preparation.prepare import prepare
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError

@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from kdpipe.cards import load_card
-from kdpipe.data.layout import list_files
+from kdpipe.data.folders.layout import list_files
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.infer.restore import restore_labels, write_labels

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.data.sampler import CropDataset, CropRecipe
+from kdpipe.data.crops.sampler import CropDataset, CropRecipe
 from kdpipe.data.store import StoredCase, sample_foreground, write_case
 from kdpipe.data.targets import Targets
 from kdpipe.settings import Augmentation

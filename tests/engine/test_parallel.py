@@ -19,7 +19,7 @@ from blobs import CASES, make_job, make_run
 from ranks import CELLS, job_of
 
 from kdpipe import discover
-from kdpipe.data.sampler import StepSampler
+from kdpipe.data.crops.sampler import StepSampler
 from kdpipe.engine import parallel
 from kdpipe.engine.train import train
 from kdpipe.errors import ConfigError

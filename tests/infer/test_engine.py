@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.errors import ConfigError
 from kdpipe.infer import engine, predict
 from kdpipe.infer.engine import Engine, build_engine, checked_engine

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.errors import DataError
 from kdpipe.infer import predict
 from kdpipe.infer.model import TrainedModel

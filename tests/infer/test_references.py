@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdpipe import cli
 from kdpipe.data.manifest import Case, write_manifest
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.data.store import StoredCase
 from kdpipe.errors import DataError
 from kdpipe.infer import predict

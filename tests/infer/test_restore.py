@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from kdpipe.data.geometry import Grid, to_array
-from kdpipe.data.preprocess import prepare_images, prepare_label
+from kdpipe.data.preparation.preprocess import prepare_images, prepare_label
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 from kdpipe.infer.restore import Restorer, restore_labels, write_labels

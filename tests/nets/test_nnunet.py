@@ -19,7 +19,7 @@ from nnunet_model import (
 )
 from torch import Tensor
 
-from kdpipe.data.preprocess import prepare_images
+from kdpipe.data.preparation.preprocess import prepare_images
 from kdpipe.engine.taps import TapRecorder, probe
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.nets.base import build_network, check_patch, dry_forward, network_stages

@@ -22,7 +22,7 @@ from kdpipe.atomic import write_json
 from kdpipe.cli import main
 from kdpipe.data.geometry import Grid
 from kdpipe.data.manifest import Case
-from kdpipe.data.prepare import prepare_case
+from kdpipe.data.preparation.prepare import prepare_case
 from kdpipe.images.files import write_image
 from kdpipe.infer.window import Network
 from kdpipe.labels import Labels

@@ -21,16 +21,16 @@ from foreign_models import export, trained_net
 
 from kdpipe import discover
 from kdpipe.cards import load_card
+from kdpipe.commands.evaluation import _structures
 from kdpipe.config import load_study, read_study
-from kdpipe.data.layout import list_files
+from kdpipe.data.folders.layout import list_files
 from kdpipe.data.manifest import Case, read_manifest, write_manifest
-from kdpipe.data.split import digest, read_split
+from kdpipe.data.splits.split import digest, read_split
 from kdpipe.data.store import StoredCase
 from kdpipe.engine.adopt import load_weights
 from kdpipe.engine.state import Checkpoint
 from kdpipe.engine.train import train
 from kdpipe.errors import ConfigError, DataError, KdpipeError
-from kdpipe.evaluation import _structures
 from kdpipe.infer.model import load_model
 from kdpipe.layouts import Layout
 from kdpipe.nets.base import build_network

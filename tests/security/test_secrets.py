@@ -1,6 +1,6 @@
 """Tokens come from the environment and go nowhere else: not into results, logs or messages.
 
-What a download does with them is in ``tests/data/test_download.py``.
+What a download does with them is in ``tests/data/acquisition/test_download.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from report_study import build_study
 
 from kdpipe import cli
 from kdpipe.config import Study, load_study
-from kdpipe.data._secrets import SECRETS
+from kdpipe.data.acquisition._secrets import SECRETS
 from kdpipe.engine.train import train
 from kdpipe.plan import Plan
 from kdpipe.provenance import environment

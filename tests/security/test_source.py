@@ -87,7 +87,7 @@ def _problems(name: str, node: ast.Call, keywords: dict[str | None, ast.expr]) -
     if module in {"requests", "session"} and function in _WEB and "timeout" not in keywords:
         yield "no timeout"
     if function in {"extractall", "extract"}:
-        yield "paths of strangers: kdpipe.data.archive unpacks"
+        yield "paths of strangers: kdpipe.data.acquisition.archive unpacks"
 
 
 def sources(root: Path) -> list[Path]:

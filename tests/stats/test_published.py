@@ -12,9 +12,9 @@ import pytest
 
 from kdpipe import discover
 from kdpipe.cards import card_files, load_card
+from kdpipe.commands.published_page import published_page
 from kdpipe.errors import ConfigError
 from kdpipe.protocols import get_protocol
-from kdpipe.published_page import published_page
 from kdpipe.stats.literature import Published, Reference, Row, load_references
 from kdpipe.stats.published import REFERENCES, match_published, write_references
 from kdpipe.stats.scores import OVERALL, SCORES

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kdpipe.data.phantom import generate
+from kdpipe.data.phantoms.abdomen import generate
 from kdpipe.labels import Labels
 from kdpipe.nets.base import build_network
 from kdpipe.protocols import get_protocol

@@ -13,10 +13,10 @@ import pytest
 from mock_data import IMAGES, mock_dataset
 
 from kdpipe import discover
+from kdpipe.commands.forecast import case_counts, forecast_cost, n_comparisons
 from kdpipe.composition import needs_teacher
 from kdpipe.config import read_study
 from kdpipe.engine.taps import probe
-from kdpipe.forecast import case_counts, forecast_cost, n_comparisons
 from kdpipe.methods.base import Context, Distiller
 from kdpipe.nets.base import check_patch, network_of, network_stages
 from kdpipe.plan import Plan

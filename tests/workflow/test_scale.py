@@ -87,7 +87,7 @@ def test_what_a_job_imports(root: Path) -> None:
         "from kdpipe.cli import build_parser\n"
         "build_parser().format_help()\n"
         "early = set(sys.modules)\n"
-        "import kdpipe.metrics.folders, kdpipe.data.manifest, kdpipe.data.split\n"
+        "import kdpipe.metrics.folders, kdpipe.data.manifest, kdpipe.data.splits.split\n"
         "late = set(sys.modules)\n"
         "print([n for n in ('torch', 'numpy', 'pandas', 'yaml', 'scipy') if n in early])\n"
         "print([n for n in ('torch', 'monai', 'matplotlib', 'jinja2') if n in late])\n"

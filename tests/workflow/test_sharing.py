@@ -18,9 +18,9 @@ import torch
 from blobs import make_job, make_run, write_store
 
 from kdpipe import sharing
-from kdpipe.data import prepare as preparing
 from kdpipe.data.manifest import Case
-from kdpipe.data.phantom import generate
+from kdpipe.data.phantoms.abdomen import generate
+from kdpipe.data.preparation import prepare as preparing
 from kdpipe.engine import shared
 from kdpipe.engine.jobs import Job
 from kdpipe.engine.shared import train_once
@@ -301,7 +301,7 @@ def test_other_digests_code_and_damaged_cases_are_prepared(
     assert len(read) == 3
     del read[:]
     with monkeypatch.context() as patch:
-        patch.setattr("kdpipe.data.shared_cases.code_digest", lambda *modules: "edited")
+        patch.setattr("kdpipe.data.preparation.shared_cases.code_digest", lambda *modules: "edited")
         prepare(source, tmp_path / "three")
     assert len(read) == 3
     del read[:]

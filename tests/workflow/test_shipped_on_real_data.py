@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kdpipe.data.split import read_split
+from kdpipe.data.splits.split import read_split
 
 pytestmark = pytest.mark.soak
 

@@ -173,7 +173,11 @@ CASES: dict[str, tuple[Edit, set[str]]] = {
         jobs("predict evaluate", ALL) | REPORTED,
     ),
     "the preparation": (
-        edit("kdpipe/data/preprocess.py", "import annotations\n", "import annotations\nX = 1\n"),
+        edit(
+            "kdpipe/data/preparation/preprocess.py",
+            "import annotations\n",
+            "import annotations\nX = 1\n",
+        ),
         EVERYTHING | {"prepare", "split"},
     ),
     "the tables": (edit("kdpipe/report/tables.py", '"cpu_ms"', '"ms"'), REPORTED),

@@ -11,7 +11,7 @@ from kdpipe.cohorts import cohorts_of, folder_of, members_of
 from kdpipe.config import load_study
 from kdpipe.engine.slots import JOBS_PER_GPU
 from kdpipe.errors import KdpipeError
-from kdpipe.forecast import forecast_power
+from kdpipe.commands.forecast import forecast_power
 from kdpipe.paths import DEFAULT_STUDENT, TRIAL_STUDENT, TUNED_STUDENT, WILDCARDS
 from kdpipe.plan import Plan
 from kdpipe.provenance import canonical, code_digest, digest, file_digest, quick_digest

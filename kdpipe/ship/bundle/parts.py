@@ -25,7 +25,7 @@ from monai.utils.misc import ensure_tuple
 from torch import Tensor, nn
 
 from kdpipe.data.geometry import Grid, to_array
-from kdpipe.data.preprocess import prepare_images
+from kdpipe.data.preparation.preprocess import prepare_images
 from kdpipe.data.steps import round_as_stored
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
