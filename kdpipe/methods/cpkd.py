@@ -199,7 +199,8 @@ class Method(Distiller):
         if space == "logit":
             if self.regions:
                 return student.logits, teacher.logits
-            return tuple(z - z.mean(1, keepdim=True) for z in (student.logits, teacher.logits))
+            ours, theirs = student.logits, teacher.logits
+            return ours - ours.mean(1, keepdim=True), theirs - theirs.mean(1, keepdim=True)
         if space == "prob":
             how = self.regions, self.params.tau_prob
             return probabilities(student.logits, *how), probabilities(teacher.logits, *how)

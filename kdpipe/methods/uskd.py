@@ -160,11 +160,13 @@ class Method(Distiller):
         weak = None
         if self.head is not None:
             weak = resize(self.head(unit_scale(student.features[self.tap])), logits.shape[2:])
+
+        def from_weak() -> Tensor:
+            assert weak is not None  # there is a head where this term has a weight
+            return weak_loss(weak, target, params.smoothing, self.regions)
+
         return weighted(
             target=(params.weight_target, lambda: target_loss(logits, target, self.regions)),
             nontarget=(self.weight_nontarget, lambda: nontarget_loss(logits, weak, target)),
-            weak=(
-                params.weight_weak,
-                lambda: weak_loss(weak, target, params.smoothing, self.regions),
-            ),
+            weak=(params.weight_weak, from_weak),
         )

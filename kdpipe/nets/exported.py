@@ -49,7 +49,7 @@ class ExportedNetwork(Foreign):
     """A program whose graph follows its weights to another device."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedNetwork:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         tensor = next(chain(self.parameters(), self.buffers()), None)
         if tensor is not None:
             for module in self.modules():

@@ -39,7 +39,7 @@ def softmax_decorrelations(student: Tensor, teacher: Tensor, tau: float) -> tupl
         teacher: logits ``(B, C, *S)``; gets no gradient.
         tau: temperature, > 0.
     """
-    inter, intra = _SoftmaxDecorrelations.apply(student, teacher.detach(), tau)
+    inter, intra = _SoftmaxDecorrelations.apply(student, teacher.detach(), tau)  # type: ignore[no-untyped-call]
     return inter, intra
 
 

@@ -26,7 +26,7 @@ def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> 
     """
     on_cpu = student.device.type == "cpu"  # elsewhere a temperature would have to be waited for
     if not isinstance(tau, Tensor) or (on_cpu and tau.numel() == 1):
-        divergence: Tensor = _SoftKl.apply(student, teacher.detach(), tau, dim)
+        divergence: Tensor = _SoftKl.apply(student, teacher.detach(), tau, dim)  # type: ignore[no-untyped-call]
         return divergence
     log_p = F.log_softmax(student / tau, dim=dim)
     log_q = F.log_softmax(teacher.detach() / tau, dim=dim)
@@ -139,7 +139,7 @@ def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
     """
     if regions:
         return torch.where(target > 0, logits, -logits)
-    margin: Tensor = _TargetMargin.apply(logits, target)
+    margin: Tensor = _TargetMargin.apply(logits, target)  # type: ignore[no-untyped-call]
     return margin
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -52,7 +52,9 @@ def pool_to(tensor: Tensor, size: Sequence[int]) -> Tensor:
     """Return ``(B, c, *S)`` averaged into the cells of a grid of `size`, no side longer than S."""
     if tuple(tensor.shape[2:]) == tuple(size):
         return tensor
-    pool = F.adaptive_avg_pool3d if tensor.ndim == 5 else F.adaptive_avg_pool2d
+    pool: Callable[..., Tensor] = (
+        F.adaptive_avg_pool3d if tensor.ndim == 5 else F.adaptive_avg_pool2d
+    )
     return pool(tensor, list(size))
 
 
@@ -110,7 +112,8 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 def normalised(tensor: Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) -> Tensor:
     """Return the tensor divided by its L2 norm along `dim`, plus `eps`."""
-    return tensor / (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) + eps)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
+    return tensor / (norm + eps)
 
 
 def unit_scale(feature: Tensor, constant: bool = True) -> Tensor:

@@ -77,7 +77,7 @@ def pearson_gram(rows: Tensor, eps: float = 1e-6) -> Tensor:
 
     `eps` is added to the root of a row's summed squares.
     """
-    products: Tensor = _CentredProducts.apply(rows)
+    products: Tensor = _CentredProducts.apply(rows)  # type: ignore[no-untyped-call]
     power = products.diagonal(dim1=1, dim2=2)
     apart = power > 0
     norms = torch.where(apart, torch.where(apart, power, 1.0).sqrt(), 0.0) + eps

@@ -35,7 +35,7 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     if _is_regions(logits, target):
         entropy = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
     elif logits.device.type == "cpu":
-        loss: Tensor = _DiceOfClasses.apply(logits, target, True)
+        loss: Tensor = _DiceOfClasses.apply(logits, target, True)  # type: ignore[no-untyped-call]
         return loss
     else:
         entropy = F.cross_entropy(logits, target)
@@ -56,7 +56,7 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
     if _is_regions(logits, target):
         return _dice(logits.sigmoid(), target.to(logits.dtype)).mean()
     if logits.device.type == "cpu":
-        loss: Tensor = _DiceOfClasses.apply(logits, target, False)
+        loss: Tensor = _DiceOfClasses.apply(logits, target, False)  # type: ignore[no-untyped-call]
         return loss
     inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)
     return _dice(logits.softmax(dim=1), inside).mean()

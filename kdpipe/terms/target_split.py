@@ -37,7 +37,7 @@ def split_at_target(student: Tensor, teacher: Tensor, target: Tensor, tau: float
         target: labels ``(B, *S)``.
         tau: temperature, > 0.
     """
-    return Split(*_SplitAtTarget.apply(student, teacher.detach(), target, tau))
+    return Split(*_SplitAtTarget.apply(student, teacher.detach(), target, tau))  # type: ignore[no-untyped-call]
 
 
 def _others(logits: Tensor, labels: Tensor, tau: float, margin: Tensor) -> Tensor:
