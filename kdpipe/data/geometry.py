@@ -63,13 +63,16 @@ class Grid(NamedTuple):
         """Closest axis codes with nibabel's meaning: 'RAS' runs to right, anterior, superior."""
         import SimpleITK as sitk
 
-        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
+        orientations = sitk.DICOMOrientImageFilter
+        codes: str = orientations.GetOrientationFromDirectionCosines(self.direction)
+        return codes
 
     def corners(self) -> np.ndarray:
         """Return the centres of the eight corner voxels, (8, 3), mm."""
         index = np.array(np.meshgrid(*[(0, n - 1) for n in self.size])).reshape(3, 8)
         step = self.axes * np.asarray(self.spacing)
-        return (np.asarray(self.origin)[:, None] + step @ index).T
+        centres: np.ndarray = (np.asarray(self.origin)[:, None] + step @ index).T
+        return centres
 
     def respaced(self, spacing: Sequence[float | None]) -> Grid:
         """Return the grid of `spacing` mm with the same first corner that covers this one.
@@ -249,7 +252,8 @@ def _mixed_cells(labels: np.ndarray) -> np.ndarray:
         above = np.minimum(np.arange(n) + 1, n - 1)
         smallest = np.minimum(smallest, smallest.take(above, axis))
         largest = np.maximum(largest, largest.take(above, axis))
-    return smallest != largest
+    mixed: np.ndarray = smallest != largest
+    return mixed
 
 
 def _corners(where: Any, low: Any, high: Any, weight: Any, shape: tuple[int, ...]) -> Any:

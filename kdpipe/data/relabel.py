@@ -20,6 +20,7 @@ from kdpipe.errors import DataError
 
 Part = tuple[int, int]
 _POINTS = 1 << 16
+_NOT_FINITE = "scores have NaN or infinite values; the network's weights are broken"
 
 
 def kernels() -> ModuleType | None:
@@ -69,19 +70,18 @@ def labels_of(scores: np.ndarray, targets: Targets, threads: int = 1) -> np.ndar
     """
     loops = kernels()
     if loops is None or targets.kind != "classes" or scores.dtype != np.float32:
-        finite = all(np.isfinite([score.min(), score.max()]).all() for score in scores)
-        labels = targets.decode(scores) if finite else None
-    else:
-        flat, labels = _Flat.of(scores), np.empty(scores.shape[1:], np.uint8)
-        voxels = labels.reshape(-1)
+        if not all(np.isfinite([score.min(), score.max()]).all() for score in scores):
+            raise DataError(_NOT_FINITE)
+        return targets.decode(scores)
+    flat, labels = _Flat.of(scores), np.empty(scores.shape[1:], np.uint8)
+    voxels = labels.reshape(-1)
 
-        def part(limits: Part) -> bool:
-            begin, end = limits
-            return loops.largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
+    def part(limits: Part) -> object:
+        begin, end = limits
+        return loops.largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
 
-        finite = all(in_parts(part, voxels.size, threads, 1 << 20))
-    if not finite:
-        raise DataError("scores have NaN or infinite values; the network's weights are broken")
+    if not all(in_parts(part, voxels.size, threads, 1 << 20)):
+        raise DataError(_NOT_FINITE)
     return labels
 
 
@@ -113,7 +113,8 @@ def labels_between(
     sides = [neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)]
     low, high, weight = (tuple(side[i] for side in sides) for i in range(3))
     if not any(w.any() for w in weight):
-        return labels[np.ix_(*low)]
+        nearest: np.ndarray = labels[np.ix_(*low)]
+        return nearest
     labels, flat = np.ascontiguousarray(labels), _Flat.of(scores)
     result = np.empty([len(c) for c in coordinates], np.uint8)
     strides = (labels.shape[1] * labels.shape[2], labels.shape[2])
@@ -132,7 +133,11 @@ def labels_between(
 
 
 def _mixed(
-    loops: ModuleType, labels: np.ndarray, low: tuple, high: tuple, result: np.ndarray
+    loops: ModuleType,
+    labels: np.ndarray,
+    low: tuple[np.ndarray, ...],
+    high: tuple[np.ndarray, ...],
+    result: np.ndarray,
 ) -> Iterator[np.ndarray]:
     """Label the uniform cells of `result`; yield the flat indices of the other points."""
     points = np.empty(max(_POINTS, result.shape[-1]), np.int64)

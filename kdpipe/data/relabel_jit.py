@@ -41,7 +41,7 @@ def largest(scores: np.ndarray, begin: int, stride: int, channels: int, labels: 
                     best[i] = row[i] if better else best[i]
                     here[i] = np.uint8(channel) if better else here[i]
                     widest = max(widest, row_bits[i] & _EXPONENT)
-    return widest < _EXPONENT
+    return bool(widest < _EXPONENT)
 
 
 @_compiled

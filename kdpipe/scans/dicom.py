@@ -6,12 +6,13 @@ would bend the patient in silence. So the positions of the slices are checked he
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,6 +31,8 @@ _CLASS = re.compile(rb"\x02\x00\x02\x00UI..1\.2\.840\.10008\.(?:5\.1\.4\.1\.1\.)
 # CT, MR, NM and PET, enhanced and legacy ones too
 _VOLUMES = {b"2", b"2.1", b"2.2", b"4", b"4.1", b"4.4", b"20", b"128", b"128.1", b"130"}
 _SERIES_NUMBER = "0020|0011"
+
+T = TypeVar("T")
 
 
 class _Slice(NamedTuple):
@@ -118,7 +121,7 @@ def read_series(files: Sequence[Path]) -> sitk.Image:
         DataError: a file cannot be read, or the slices do not make a grid.
     """
     if len(files) == 1:
-        return _told(files[0], lambda: sitk.ReadImage(str(files[0])))
+        return _told(files[0], functools.partial(sitk.ReadImage, str(files[0])))
     slices = [_header(file, _slice) for file in files]
     _check_alike(slices)
     slices = _check_places(slices)
@@ -126,7 +129,8 @@ def read_series(files: Sequence[Path]) -> sitk.Image:
     reader.SetFileNames([str(one.file) for one in slices])
     if len({one.pixel for one in slices}) > 1:  # slopes by slice: the first one's type may be whole
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    return _told(files[0].parent, reader.Execute)
+    volume: sitk.Image = _told(files[0].parent, reader.Execute)
+    return volume
 
 
 def _header(file: Path, what: Callable[[sitk.ImageFileReader], Any]) -> Any:
@@ -136,7 +140,7 @@ def _header(file: Path, what: Callable[[sitk.ImageFileReader], Any]) -> Any:
     return what(reader)
 
 
-def _told(place: Path, function: Callable[[], Any]) -> Any:
+def _told(place: Path, function: Callable[[], T]) -> T:
     try:
         return function()
     except RuntimeError as error:

@@ -49,4 +49,4 @@ def voxels_of(scan: Scan) -> int:
         reader.ReadImageInformation()
     except RuntimeError:
         return 0
-    return math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(scan.files)
+    return int(math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * len(scan.files))

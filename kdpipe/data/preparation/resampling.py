@@ -121,7 +121,8 @@ def one_hot_at(labels: np.ndarray, coordinates: Coordinates) -> np.ndarray:
 
 
 def _slab_at(labels: np.ndarray, sides: list[Any]) -> np.ndarray:
-    result, mixed = labels, None
+    result = labels
+    mixed: Any = None  # of no axis yet
     for axis, (low, high, _) in enumerate(sides):
         below, above = (result.take(index, axis) for index in (low, high))
         differ = below != above
@@ -144,7 +145,7 @@ def _vote(labels: np.ndarray, where: Any, sides: list[Any]) -> np.ndarray:
     is_least = ids == least
     for_least = np.where(is_least, weights, 0).sum(axis=0)
     for_most = np.where(is_least, 0, weights).sum(axis=0)
-    winner = np.where(for_least >= for_most, least, most)
+    winner: np.ndarray = np.where(for_least >= for_most, least, most)
     several = np.flatnonzero(~(is_least | (ids == most)).all(axis=0))
     if len(several):
         votes = np.zeros((int(most.max()) + 1, len(several)))
