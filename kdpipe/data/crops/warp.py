@@ -62,7 +62,7 @@ def kernels() -> ModuleType | None:
 @lru_cache(maxsize=1)
 def _kernels_if_any() -> ModuleType | None:
     try:
-        from kdpipe.data import warp_jit  # heavy, and not everywhere
+        from kdpipe.data.crops import warp_jit  # heavy, and not everywhere
     except ImportError:
         return None
     return warp_jit
