@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdpipe.terms.divergences import pieces
+from kdpipe.terms.pieces import pieces
 
 _FLAT = 1e-6  # a smaller standard deviation is one of rounding errors
 

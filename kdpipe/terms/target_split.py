@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdpipe.terms.divergences import pieces, without_target
+from kdpipe.terms.divergences import without_target
+from kdpipe.terms.pieces import exponential, pieces
 
 
 class Split(NamedTuple):
@@ -65,10 +66,10 @@ class _SplitAtTarget(torch.autograd.Function):
         ):
             log_p = _others(a, chosen, tau, margin)
             log_q = _others(b, chosen, tau, taught)
-            q = log_q.exp()
+            q = exponential(log_q)
             torch.sum(q * log_q, 1, out=entropy)
             torch.sum(log_q.sub_(log_p).mul_(q), 1, out=kl)
-            torch.exp(log_p, out=share)
+            exponential(log_p, out=share)
             torch.sub(share, q, out=apart)
         context.save_for_backward(shares, difference, labels)
         context.tau = tau

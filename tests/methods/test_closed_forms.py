@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdpipe import discover
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
-from kdpipe.terms import divergences, features, segmentation
+from kdpipe.terms import divergences, features, pieces
 from kdpipe.terms.correlations import decorrelation, softmax_decorrelations
 from kdpipe.terms.divergences import probabilities, soft_kl, target_margin
 from kdpipe.terms.features import normalised
@@ -49,6 +49,17 @@ def check_equal(ours: Loss, theirs: Loss, logits: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_exponential(kind: torch.dtype) -> None:
+    logarithms = torch.cat([torch.linspace(-80.0, 5.0, 500), torch.tensor([-200.0, -1e30, 0.0])])
+    logarithms = logarithms.to(kind)
+    found = pieces.exponential(logarithms)
+    torch.testing.assert_close(found, logarithms.exp(), rtol=1e-5, atol=1e-7)
+    likely = logarithms > -10.0
+    torch.testing.assert_close(found[likely], logarithms[likely].exp(), rtol=2e-6, atol=0.0)
+    assert found[-2:].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [7, 2**18])
 @pytest.mark.parametrize(
     ("shape", "dim"),
@@ -57,7 +68,7 @@ def check_equal(ours: Loss, theirs: Loss, logits: Tensor) -> None:
 def test_divergence(
     shape: tuple[int, ...], dim: int, piece: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, *shape, dtype=kind)
     for tau in (1.0, 4.0):
@@ -83,7 +94,7 @@ def test_divergence_of_other_layouts_and_of_nothing() -> None:
 def test_a_learned_temperature_gets_its_gradient(
     shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 2, 5, 6, 7, dtype=kind)
     slopes = []
@@ -103,7 +114,7 @@ def test_a_learned_temperature_gets_its_gradient(
 def test_margin_of_the_target(
     shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     logits = 3 * torch.randn(shape, dtype=kind)
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
@@ -121,7 +132,7 @@ def test_margin_of_the_target(
 def test_dice_with_and_without_cross_entropy(
     shape: tuple[int, ...], kind: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     logits = 3 * torch.randn(shape, dtype=kind)
     target = torch.randint(0, shape[1] - 1, (shape[0], *shape[2:]))  # the last class is absent
@@ -188,7 +199,7 @@ def test_correlations_of_a_constant_row_are_zero_without_a_gradient() -> None:
 def test_terms_that_share_their_softmaxes(
     name: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 2, 5, 6, 7, 4, dtype=kind)
     target = torch.randint(0, 5, (2, 6, 7, 4))
@@ -244,7 +255,7 @@ def test_resizing_by_axes(
 def test_decorrelations(
     shape: tuple[int, ...], piece: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, *shape, dtype=kind)
     teacher[:, :, 1:3] = 0.0  # constant across the classes: no correlation, no gradient
