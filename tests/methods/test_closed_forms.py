@@ -36,16 +36,17 @@ def dice_by_autograd(logits: Tensor, target: Tensor) -> Tensor:
     return (1.0 - (2.0 * overlap + 1e-5) / (total + 1e-5)).mean()
 
 
-def check_equal(ours: Loss, theirs: Loss, logits: Tensor) -> None:
+def check_equal(ours: Loss, theirs: Loss, logits: Tensor, within: float = 1e-6) -> None:
     """Values and gradients to 1e-6, of the largest where they are differences of larger ones."""
     logits.requires_grad_()
     found, expected = ours(logits), theirs(logits)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+    largest = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=within, atol=within * largest)
     weights = torch.linspace(0.5, 2.0, found.numel(), dtype=found.dtype).view_as(found)
     (slope,), (wanted,) = (
         torch.autograd.grad((value * weights).sum(), logits) for value in (found, expected)
     )
-    torch.testing.assert_close(slope, wanted, rtol=0.0, atol=1e-6 * wanted.abs().max().item())
+    torch.testing.assert_close(slope, wanted, rtol=0.0, atol=within * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,16 +173,22 @@ def test_distance_of_gram_matrices(columns: int, kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 3.0])
-def test_correlations_of_rows(offset: float, kind: torch.dtype) -> None:
+def test_correlations_of_rows(
+    offset: float, relative: bool, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_PIECE", 70)
     torch.manual_seed(0)
     rows = torch.randn(2, 5, 60, dtype=kind) + offset
 
     def by_units(values: Tensor) -> Tensor:
+        if relative:
+            values = values - values.mean(1, keepdim=True)
         units = normalised(values - values.mean(2, keepdim=True), dim=2)
         return units @ units.transpose(1, 2)
 
-    check_equal(pearson_gram, by_units, rows)
+    check_equal(lambda values: pearson_gram(values, relative=relative), by_units, rows, 2e-6)
 
 
 def test_correlations_of_a_constant_row_are_zero_without_a_gradient() -> None:
@@ -247,6 +254,27 @@ def test_resizing_by_axes(
         feature,
     )
     assert taken
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("given", "size"), [((4, 6, 5), (2, 2, 5)), ((6, 4), (1, 4)), ((6, 5, 4), (3, 2, 4))]
+)
+def test_pooling_by_axes_where_cells_are_even(
+    given: tuple[int, ...],
+    size: tuple[int, ...],
+    kind: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(2, 3, *given, dtype=kind)
+    by_axes, taken = features._pool_by_axes, []
+    monkeypatch.setattr(
+        features, "_pool_by_axes", lambda *given: taken.append(given) or by_axes(*given)
+    )
+    pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    check_equal(lambda x: features.pool_to(x, size), lambda x: pool(x, list(size)), feature)
+    assert bool(taken) == (5 not in given or 5 in size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
