@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from kdpipe.terms.pieces import exponential, pieces
 
-_NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
+NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
 
 
 def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> Tensor:
@@ -110,7 +110,7 @@ def without_target(logits: Tensor, target: Tensor) -> Tensor:
         logits: ``(B, C, *S)``, float32 or wider; the target's gets no gradient.
         target: labels ``(B, *S)``.
     """
-    return logits.scatter(1, target.unsqueeze(1), _NEVER)
+    return logits.scatter(1, target.unsqueeze(1), NEVER)
 
 
 def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:

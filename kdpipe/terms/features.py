@@ -121,10 +121,19 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.pow(2).sum(1).mean()
 
 
-def normalised(tensor: Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) -> Tensor:
+def lengths(tensor: Tensor, dim: int) -> Tensor:
+    """Return the L2 norm along `dim`, which stays with size 1; its gradient at 0 is 0.
+
+    Over channels, on a CPU, torch's `vector_norm` takes ten times as long.
+    """
+    squared = tensor.square().sum(dim, keepdim=True)
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+
+
+def normalised(tensor: Tensor, dim: int, eps: float = 1e-6) -> Tensor:
     """Return the tensor divided by its L2 norm along `dim`, plus `eps`."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dim=dim, keepdim=True)
-    return tensor / (norm + eps)
+    return tensor / (lengths(tensor, dim) + eps)
 
 
 def unit_scale(feature: Tensor, constant: bool = True) -> Tensor:

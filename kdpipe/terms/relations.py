@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdpipe.terms.divergences import soft_kl
-from kdpipe.terms.features import common_size, normalised, pool_to
+from kdpipe.terms.features import common_size, lengths, normalised, pool_to
 from kdpipe.terms.pieces import pieces
 
 
@@ -136,6 +136,4 @@ def pairwise_distances(vectors: Tensor) -> Tensor:
 
     The gradient of a distance of 0 is 0.
     """
-    squared = (vectors.unsqueeze(1) - vectors.unsqueeze(0)).pow(2).sum(-1)
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+    return lengths(vectors.unsqueeze(1) - vectors.unsqueeze(0), dim=-1).squeeze(-1)

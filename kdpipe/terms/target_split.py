@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdpipe.terms.divergences import without_target
+from kdpipe.terms.divergences import NEVER
 from kdpipe.terms.pieces import exponential, pieces
 
 
@@ -46,7 +46,7 @@ def _others(logits: Tensor, labels: Tensor, tau: float, margin: Tensor) -> Tenso
     place = labels.unsqueeze(1)
     soft = logits / tau
     chosen = soft.gather(1, place).squeeze(1)
-    others = without_target(soft, labels)
+    others = soft.scatter_(1, place, NEVER)  # as `without_target` does, in place
     log_share = others.log_softmax(dim=1)
     rest = others.amax(1) - log_share.amax(1)  # the logarithm of their summed exponentials
     torch.sub(chosen, rest, out=margin)
