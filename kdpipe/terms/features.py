@@ -82,7 +82,15 @@ def attention(feature: Tensor, power: int = 2) -> Tensor:
     """
     peak = feature.detach().abs().amax(dim=tuple(range(1, feature.ndim)), keepdim=True)
     scaled = feature / peak.clamp_min(1e-12)
-    return (scaled.abs() if power % 2 else scaled).pow(power).mean(dim=1, keepdim=True)
+    return _raised(scaled, power).mean(dim=1, keepdim=True)
+
+
+def _raised(tensor: Tensor, power: int) -> Tensor:
+    """``|F|^power``; even powers by way of squares, as torch is slow beyond the third."""
+    if power % 2:
+        return tensor.abs().pow(power)
+    square = tensor.square()
+    return square if power == 2 else square.pow(power // 2)
 
 
 def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> Tensor:
@@ -98,7 +106,7 @@ def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> T
     pieces = torch.split(feature / peak.clamp_min(1e-12), width, dim=1)
     total = torch.zeros(len(feature), 1, *size, dtype=feature.dtype, device=feature.device)
     for piece in pieces:
-        total = total + resize(piece, size).abs().pow(power).sum(dim=1, keepdim=True)
+        total = total + _raised(resize(piece, size), power).sum(dim=1, keepdim=True)
     return total / feature.shape[1]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe import discover
+from kdpipe.methods import uskd
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms import divergences, features, pieces
 from kdpipe.terms.correlations import decorrelation, softmax_decorrelations
@@ -296,6 +297,50 @@ def test_decorrelations(
                 ),
                 student.clone(),
             )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [1, 2, 3, 4, 6])
+def test_maps_of_attention(power: int, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(2, 3, 5, 4, dtype=kind)
+    feature[:, :, 0] = 0.0
+    peak = feature.abs().amax((1, 2, 3), keepdim=True)
+    check_equal(
+        lambda x: features.attention(x, power),
+        lambda x: (x / peak).abs().pow(power).mean(1, keepdim=True),
+        feature,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, -1])
+def test_lengths(dim: int, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(2, 3, 5, 4, dtype=kind)
+    vectors[0] = 0.0  # no direction, no gradient
+    check_equal(
+        lambda x: features.lengths(x, dim),
+        lambda x: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
+        vectors,
+    )
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_ranks_in_pieces(helped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
+    logits, weak = torch.randn(2, 2, 5, 6, 7, 4)
+    logits = logits.contiguous(memory_format=torch.channels_last_3d)
+    target = torch.randint(0, 5, (2, 6, 7, 4))
+    found = uskd.zipf_labels(logits, weak if helped else None, target)
+    score = torch.zeros_like(logits)
+    for each in [logits, weak] if helped else [logits]:
+        score += each.scatter(1, target.unsqueeze(1), -torch.inf).softmax(1)
+    score.scatter_(1, target.unsqueeze(1), -1.0)
+    shares = 1.0 / (score.argsort(1, descending=True).argsort(1) + 1.0)
+    shares.scatter_(1, target.unsqueeze(1), 0.0)
+    torch.testing.assert_close(found, shares / shares.sum(1, keepdim=True))
 
 
 def test_decorrelation_of_a_constant_student_has_no_gradient() -> None:
