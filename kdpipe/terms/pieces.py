@@ -27,7 +27,6 @@ def pieces(tensors: Sequence[Tensor], dim: int) -> Iterable[Sequence[Tensor]]:
 def exponential(logarithms: Tensor, out: Tensor | None = None) -> Tensor:
     """Return ``exp(logarithms)``, to about ``|logarithm| * 1e-7`` of its value in float32.
 
-    On processors that MKL was not made for, torch's own takes twice as long, and four times where
-    the result is 0.
+    torch's own takes twice as long on an AMD processor, and four times where the result is 0.
     """
     return torch.exp2(logarithms * _LOG2_E, out=out)
