@@ -303,13 +303,34 @@ def test_only_what_the_report_vouches_for_is_continued(
     assert predict(model, out, scans, "--continue") == 2
 
 
-def test_a_scan_is_never_replaced_by_its_label_map(tmp_path: Path, model: Path) -> None:
-    scans = write_scans(tmp_path, ["a.nii.gz", "b.mha"])
-    content = (scans / "a.nii.gz").read_bytes()
-    assert predict(model, scans, scans, "--overwrite") == 2
-    assert (scans / "a.nii.gz").read_bytes() == content
-    assert not (scans / "b.nii.gz").exists()
-    assert predict(model, scans / "a.nii.gz", scans) == 2
+def test_a_scan_that_was_replaced_is_segmented_anew(tmp_path: Path, model: Path) -> None:
+    scans, out = write_scans(tmp_path / "scans", ["a.nii.gz", "b.nii.gz"]), tmp_path / "out"
+    assert predict(model, out, scans) == 0
+    mark, stale = (out / "a.nii.gz").stat().st_ino, voxels(out / "b.nii.gz")
+    sitk.WriteImage(volume(7), str(scans / "b.nii.gz"))
+    assert predict(model, out, scans, "--continue") == 0
+    assert (out / "a.nii.gz").stat().st_ino == mark
+    assert (voxels(out / "b.nii.gz") != stale).any()
+
+
+def test_a_scan_is_never_replaced_by_what_is_written(
+    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scans = write_scans(tmp_path / "scans", ["a.nii.gz", "b.mha"])
+    before = {file.name: file.read_bytes() for file in scans.iterdir()}
+    for out, given in (
+        (scans, [scans / "a.nii.gz", "--overwrite"]),
+        (scans, [scans, "--overwrite"]),
+        (scans, [scans, "--suffix", ".nrrd"]),
+        (scans / "a.nii.gz", [scans]),
+        (scans / "a.nii.gz" / "below", [scans]),
+        (tmp_path / "out", [scans, "--report", scans / "a.nii.gz"]),
+        (tmp_path / "out", [scans, "--report", tmp_path]),
+    ):
+        assert predict(model, out, *given) == 2
+        assert "kdpipe predict: error: " in capfd.readouterr().err
+    assert {file.name: file.read_bytes() for file in scans.iterdir()} == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_label_map_that_the_report_does_not_have_yet_is_made_again(
