@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ship.models import turned
 from torch import nn
 from toy import LABELS, Toy
 
@@ -193,6 +194,12 @@ def test_damaged_files_of_a_folder(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "export" / "model.pt").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a usable kdpipe model"):
         read_network(tmp_path / "export", "auto", CPU)
+
+
+def test_a_bit_of_the_weights_that_turned_is_seen(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(turned(toy.model.read_bytes()))
+    with pytest.raises(DataError, match=r"model\.pt: .*wrong checksum of"):
+        read_network(tmp_path / "model.pt", "auto", CPU)
 
 
 # --- a check that fails -------------------------------------------------------------------------
