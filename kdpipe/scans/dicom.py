@@ -84,7 +84,10 @@ def _series_of(folder: Path, name: str, candidates: Sequence[Path]) -> list[Scan
     wrong = ""
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        wrong = f"{damaged[0]}{more}: a DICOM image that cannot be read; copy the folder again"
+        wrong = (
+            f"{damaged[0].name}{more}: a DICOM image that cannot be read; copy the folder again, "
+            "or convert it if it is compressed in a rare way"
+        )
     if not series:
         return [Scan(name, tuple(damaged), dicom=True, wrong=wrong)] if damaged else []
     names = _names(name, series)

@@ -167,6 +167,9 @@ def spoilt(folder: Path) -> dict[str, str]:
         array[0, 0, :2] = np.nan
         sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / name))
     sitk.WriteImage(sitk.JoinSeries([good, good]), str(folder / "two.nii.gz"))
+    far = sitk.Image(good)
+    far.SetSpacing((2000.0, 2000.0, 2000.0))
+    sitk.WriteImage(far, str(folder / "far.nii.gz"))
     outside = sitk.Cast(good > 40, sitk.sitkInt16) * 100 + 2000
     sitk.WriteImage(outside, str(folder / "metal.nii.gz"))
     (folder / "text.nii").write_text("no image")
@@ -179,7 +182,8 @@ def spoilt(folder: Path) -> dict[str, str]:
         "constant": "constant image, every voxel is 3",
         "nan": "2 voxels are NaN or infinite",
         "nan2": "2 voxels are NaN or infinite",
-        "two": "2 channel(s) found, the network takes 1: CT",
+        "two": "2 channel(s) found, the network takes 1: CT; store the volume that is meant by it",
+        "far": "voxels of 2000 x 2000 x 2000 mm; prepared it would be 32000 x 26667 x 12000 voxels",
         "metal": "on one side of the window",
         "text": "no NIfTI header",
         "series": "slices are missing between",
@@ -193,7 +197,7 @@ def test_bad_scans_are_named_and_the_others_done(
     expected = spoilt(scans)
     assert predict(model, tmp_path / "out", scans) == 3
     said = capfd.readouterr().err
-    assert "10 of 12 scans could not be segmented, the others are done" in said
+    assert "11 of 13 scans could not be segmented, the others are done" in said
     found = report(tmp_path / "out")
     assert found["status"] == "failed"
     for entry in found["scans"]:
