@@ -173,6 +173,7 @@ def spoilt(folder: Path) -> dict[str, str]:
     outside = sitk.Cast(good > 40, sitk.sitkInt16) * 100 + 2000
     sitk.WriteImage(outside, str(folder / "metal.nii.gz"))
     (folder / "text.nii").write_text("no image")
+    sitk.WriteImage(good, str(folder / "back\\slash.mha"))
     files = write_series(good, folder / "series")
     files[3].unlink()
     return {
@@ -186,6 +187,7 @@ def spoilt(folder: Path) -> dict[str, str]:
         "far": "voxels of 2000 x 2000 x 2000 mm; prepared it would be 32000 x 26667 x 12000 voxels",
         "metal": "on one side of the window",
         "text": "no NIfTI header",
+        "back\\slash": "not usable as the name of a file",
         "series": "slices are missing between",
     }
 
@@ -197,7 +199,7 @@ def test_bad_scans_are_named_and_the_others_done(
     expected = spoilt(scans)
     assert predict(model, tmp_path / "out", scans) == 3
     said = capfd.readouterr().err
-    assert "11 of 13 scans could not be segmented, the others are done" in said
+    assert "12 of 14 scans could not be segmented, the others are done" in said
     found = report(tmp_path / "out")
     assert found["status"] == "failed"
     for entry in found["scans"]:
