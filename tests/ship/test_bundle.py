@@ -167,8 +167,14 @@ def test_monai_segments_raw_scans_without_kdpipe(made: Bundle, toy: Toy, tmp_pat
 
 
 @pytest.mark.slow
-def test_raw_check_counts_the_voxels_that_differ(made: Bundle, toy: Toy) -> None:
-    path, trained, description = made
+def test_raw_check_counts_the_voxels_that_differ_and_leaves_nothing_compiled(
+    made: Bundle, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, trained, description = made
+    path = write(tmp_path, trained, description)
+    monkeypatch.setenv("KDPIPE_JIT", "1")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    before = sorted(path.rglob("*"))
     files = {case: [toy.files / "imagesTr" / f"{case}.nii.gz"] for case in toy.cases["val"]}
     expected = {
         case: segment([sitk.ReadImage(str(file))], trained.network, description, CPU)
@@ -178,6 +184,7 @@ def test_raw_check_counts_the_voxels_that_differ(made: Bundle, toy: Toy) -> None
     first = next(iter(expected.values()))
     first[0, 0, 0] = first[0, 0, 0] + 1
     assert bundle.check_raw(path, files, expected) == (voxels - 1) / voxels
+    assert sorted(path.rglob("*")) == before
 
 
 @pytest.mark.slow
