@@ -319,6 +319,20 @@ def test_bad_input(
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+@pytest.mark.parametrize("name", ["precious", "precious/thesis.txt"])
+def test_only_an_export_is_replaced(
+    name: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("three years")
+    assert main(arguments(toy, tmp_path / name, "--forms", "torchscript")) == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert thesis.read_text() == "three years"
+    for _ in ("written", "replaced"):
+        assert main(arguments(toy, tmp_path / "out", "--forms", "torchscript")) == 0
+
+
 def test_a_split_without_validation_cases_cannot_check(toy: Toy, tmp_path: Path) -> None:
     split = {**toy.cases, "val": []}
     with pytest.raises(ConfigError, match="no validation case to check"):
