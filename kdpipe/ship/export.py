@@ -64,8 +64,8 @@ def export(
         raw: cases with their raw files. With one to validate, a bundle is run on it by MONAI.
 
     Raises:
-        ConfigError: `out` holds something else; there is no such model or form; the prepared images are not the model's; the
-            network cannot have a form; a package is missing.
+        ConfigError: `out` holds something else; there is no such model or form; the prepared
+            images are not the model's; the network cannot have a form; a package is missing.
         DataError: the model or a case is damaged, or a form does not give what the model gives.
     """
     check_replaceable(out, lambda names: PARITY in names)
