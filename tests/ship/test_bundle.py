@@ -257,6 +257,18 @@ def test_run_without_scans_fails(tmp_path: Path) -> None:
     assert "--dataset_dir" in str(raised.value.__cause__)
 
 
+def test_run_never_replaces_a_scan(tmp_path: Path) -> None:
+    path, *_ = untrained(tmp_path)
+    file = save(scan(0), tmp_path / "scans" / "a.nii.gz")
+    content = file.read_bytes()
+    here = str(file.parent)
+    flow = workflow(path, dataset_dir=here, output_dir=f"{here}/../scans")
+    with pytest.raises(RuntimeError, match="check_scans") as raised:
+        flow.run()
+    assert "lies in --output_dir" in str(raised.value.__cause__)
+    assert file.read_bytes() == content
+
+
 def test_grids_are_not_rounded_between_the_parts(tmp_path: Path) -> None:
     """Those of channels may differ by a hair, and an affine does not give a spacing to the bit."""
     from kdpipe.ship.bundle.parts import LoadImageScand
