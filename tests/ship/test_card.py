@@ -115,6 +115,20 @@ def test_the_undistilled_student_is_called_so(tmp_path: Path) -> None:
     assert "Of the method as the study compared it" not in card
 
 
+def test_no_method_is_called_worse_that_was_not_there_or_could_not_be_chosen(
+    tmp_path: Path,
+) -> None:
+    card, _ = Finished(tmp_path / "alone", {"methods": ["none"]}).cards()
+    assert "**The study has no distillation method: this is the undistilled student**" in card
+    assert "method was better" not in card
+    better = Finished(tmp_path / "better")
+    for folder, cell in better.plan.cells.items():
+        if cell.method and cell.method.name == "kd" and cell.seed == 1:
+            better.edit(f"{folder}/model.json", validation_dice=None)
+    card, _ = better.cards()
+    assert "better on the validation cases, of those that could be chosen" in card
+
+
 @pytest.mark.parametrize(
     ("licence", "said", "unsaid"),
     [

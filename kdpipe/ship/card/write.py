@@ -140,10 +140,16 @@ def _about(
 def _outcome(choice: Mapping[str, Any]) -> str:
     chosen = choice["chosen"]
     if chosen["method"] in UNDISTILLED:
-        return (
-            "**No distillation method was better on the validation cases: this is the undistilled "
-            "student**, trained on the labels alone."
-        )
+        distilled = [arm for arm in choice["arms"] if arm["method"] not in UNDISTILLED]
+        why = "No distillation method was better on the validation cases"
+        if not distilled:
+            why = "The study has no distillation method"
+        elif any(arm["excluded"] for arm in distilled):
+            why = (
+                "No distillation method was better on the validation cases, of those that could "
+                "be chosen (see the table of arms)"
+            )
+        return f"**{why}: this is the undistilled student**, trained on the labels alone."
     how = f"from the teacher {choice['teacher']['teacher']}" if choice["taught"] else "on its own"
     return f"Distilled {how} by the method {chosen['method']}."
 
