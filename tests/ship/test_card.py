@@ -52,6 +52,11 @@ def test_scores_are_those_of_the_cell_with_an_interval_of_student(
     assert list(worst)[1:] == list(by_case.sort_values().index[:3])
 
 
+def test_the_first_score_is_said_at_the_top(cards: tuple[str, dict[str, Any]]) -> None:
+    score = table(cards[0], "Scores of the test cases")["mean"][3]
+    assert f"over 8 test cases: Dice, % {score};" in cards[0].split("> **Research only")[0]
+
+
 def test_differences_are_paired_by_case(
     finished: Finished, cards: tuple[str, dict[str, Any]]
 ) -> None:

@@ -189,17 +189,25 @@ def _scores(run: Mapping[str, Any], files: Files, choice: Mapping[str, Any]) -> 
     if undistilled := choice["undistilled"]:
         name = f"{undistilled['method']}, the undistilled student"
         others.append((name, rows_of(scores, undistilled, protocol)))
+    table = metric_table(rows, confidence)
     comparisons = pd.DataFrame()
     if files.comparisons is not None and files.comparisons.is_file():
         comparisons = read_table(files.comparisons)
     return {
         "protocol": run["protocol"],
         "confidence": f"{100 * confidence:g} %",
-        "scores": _shown(metric_table(rows, confidence)),
+        "headline": _headline(table),
+        "scores": _shown(table),
         "differences": _shown(difference_table(rows, others, confidence)),
         "verdicts": _shown(verdicts(comparisons, choice["chosen"], protocol)),
         "failures": _shown(failure_table(rows)),
     }
+
+
+def _headline(table: Table) -> str:
+    """The mean over structures by the first metric, of the table of scores."""
+    _, cases, _, _, score, *_ = table.rows[0]
+    return f"over {plural(int(cases), 'test case')}: {table.header[4]} {score}"
 
 
 def _files(
