@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def _check_options(given: argparse.Namespace) -> None:
 
 def _check_places(given: argparse.Namespace) -> None:
     """Refuse to write where a scan may lie, or where nothing can."""
-    above = next(place for place in (given.out, *given.out.parents) if place.exists())
+    above = next(place for place in (given.out, *given.out.parents) if os.path.exists(place))
     if not above.is_dir():
         raise ConfigError(f"--out {given.out}: {above} is a file, a folder is expected")
     if given.out.resolve() in {path.resolve() for path in given.scans}:
@@ -172,7 +173,7 @@ def _segmenter(given: argparse.Namespace, loaded: Loaded, device: torch.device) 
 
 
 def _refuse_existing(files: list[Path], continues: bool) -> None:
-    there = [str(file) for file in files if file.exists()]
+    there = [str(file) for file in files if os.path.exists(file)]
     if not there:
         return
     more = f" and {len(there) - 1} more" if len(there) > 1 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ def check_paths(paths: Sequence[Path]) -> None:
     """Raise ConfigError if there is no path, or one that does not exist."""
     if not paths:
         raise ConfigError("no scan is given: name files or folders after the options")
-    if missing := [str(path) for path in paths if not path.exists()]:
+    if missing := [str(path) for path in paths if not os.path.exists(path)]:
         raise ConfigError(f"no such file or folder: {', '.join(missing)}")
 
 
@@ -63,6 +64,8 @@ def _known() -> str:
 
 
 def _images_in(folder: Path, pictures: bool) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):  # which is told with the series below it
+        return []
     return [
         file
         for file in sorted(folder.iterdir())
