@@ -63,9 +63,10 @@ def series_below(root: Path) -> list[Scan]:
     that cannot be read is a scan that is wrong.
     """
     closed: list[OSError] = []
+    seen = {place.resolve() for place in (root, *root.resolve().parents)}
     scans = []
-    for folder, below, names in os.walk(root, onerror=closed.append):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for folder, below, names in os.walk(root, onerror=closed.append, followlinks=True):
+        below[:] = [name for name in sorted(below) if _is_new(Path(folder, name), seen)]
         files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
         candidates = [file for file in files if is_dicom(file)]
         if candidates or any(not file.suffix for file in files):  # old files begin with no mark
@@ -75,6 +76,15 @@ def series_below(root: Path) -> list[Scan]:
         wrong = f"the folder cannot be read ({error.strerror}); make it readable"
         scans.append(Scan(_name_below(root, folder), (folder,), dicom=True, wrong=wrong))
     return scans
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Say whether a folder is to be looked into; links may lead to one again, or above it."""
+    place = folder.resolve()
+    if folder.name.startswith(".") or place in seen:
+        return False
+    seen.add(place)
+    return True
 
 
 def _name_below(root: Path, folder: Path) -> str:

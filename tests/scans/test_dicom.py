@@ -186,6 +186,19 @@ def test_a_folder_that_cannot_be_read_is_a_scan_that_fails(
         read_scan(closed, ["CT"])
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_series(volume(), tmp_path / "archive" / "7")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "patient").symlink_to(tmp_path / "archive" / "7")
+    (scans / "patient_again").symlink_to(tmp_path / "archive" / "7")
+    (scans / "loop").symlink_to(scans)
+    (scans / "above").symlink_to(tmp_path)
+    (found,) = series_below(scans)
+    assert found.name == "patient"
+    assert len(found.files) == volume().GetDepth()
+
+
 def test_hidden_folders_are_not_searched(tmp_path: Path) -> None:
     write_series(volume(size=(8, 8, 2)), tmp_path / ".trash")
     assert series_below(tmp_path) == []
