@@ -62,17 +62,36 @@ def series_below(root: Path) -> list[Scan]:
     """Return the DICOM series of a folder and of those below it, each named after its folder.
 
     Where a folder holds several, the series' number, else its UID, is added. A file of an image
-    that cannot be read makes the series of its folder wrong, as it may be a slice of it.
+    that cannot be read makes the series of its folder wrong, as it may be a slice of it. A folder
+    that cannot be read is a scan that is wrong.
     """
+    closed: list[OSError] = []
+    seen = {place.resolve() for place in (root, *root.resolve().parents)}
     scans = []
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for folder, below, names in os.walk(root, onerror=closed.append, followlinks=True):
+        below[:] = [name for name in sorted(below) if _is_new(Path(folder, name), seen)]
         files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
         candidates = [file for file in files if is_dicom(file)]
         if candidates or any(not file.suffix for file in files):  # old files begin with no mark
-            inside = Path(folder).relative_to(root).parts or (root.resolve().name,)
-            scans += _series_of(Path(folder), "_".join(inside), candidates)
+            scans += _series_of(Path(folder), _name_below(root, Path(folder)), candidates)
+    for error in closed:
+        folder = Path(error.filename)
+        wrong = f"the folder cannot be read ({error.strerror}); make it readable"
+        scans.append(Scan(_name_below(root, folder), (folder,), dicom=True, wrong=wrong))
     return scans
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Say whether a folder is to be looked into; links may lead to one again, or above it."""
+    place = folder.resolve()
+    if folder.name.startswith(".") or place in seen:
+        return False
+    seen.add(place)
+    return True
+
+
+def _name_below(root: Path, folder: Path) -> str:
+    return "_".join(folder.relative_to(root).parts or (root.resolve().name,))
 
 
 def _series_of(folder: Path, name: str, candidates: Sequence[Path]) -> list[Scan]:
@@ -87,7 +106,10 @@ def _series_of(folder: Path, name: str, candidates: Sequence[Path]) -> list[Scan
     wrong = ""
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        wrong = f"{damaged[0]}{more}: a DICOM image that cannot be read; copy the folder again"
+        wrong = (
+            f"{damaged[0].name}{more}: a DICOM image that cannot be read; copy the folder again, "
+            "or convert it if it is compressed in a rare way"
+        )
     if not series:
         return [Scan(name, tuple(damaged), dicom=True, wrong=wrong)] if damaged else []
     names = _names(name, series)
