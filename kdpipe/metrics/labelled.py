@@ -15,7 +15,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kdpipe.metrics.nearest import Points, surface_to_surface, three_axes
+from kdpipe.metrics.nearest import surface_to_surface
+from kdpipe.metrics.points import Points, three_axes
 
 WORTH_THREADS = 2**22
 """Voxels of a volume from which on threads save more than they cost to start."""
