@@ -11,7 +11,7 @@ import numpy as np
 from kdpipe.metrics.points import Spacing, squared_lengths
 from kdpipe.metrics.ties import TIE
 
-BALL_VOXELS = 1500
+BALL_VOXELS = 300
 """Voxels of a ball; what lies beyond it is found sooner in other ways."""
 
 

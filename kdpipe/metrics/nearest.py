@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 
 from kdpipe.metrics.ball import ball_of
+from kdpipe.metrics.lines import in_lines
 from kdpipe.metrics.points import Points, Spacing, unravel
 from kdpipe.metrics.tree import in_tree
 
@@ -45,17 +46,30 @@ def surface_to_surface(
         walked = [np.full(source.index.size, -1.0) for source, _ in sides]
     else:
         walked = _walk(reference, prediction, spacing, kernels, threads)
-    answers = []
-    for (source, target), distances in zip(sides, walked, strict=True):
-        parts = np.split(distances, source.starts[1:-1])
-        for k, part in enumerate(parts):
-            missing = np.flatnonzero(part < 0)
-            if not target.of(k).size:
-                part[:] = math.inf
-            elif missing.size:
-                part[missing] = in_tree(source.of(k)[missing], target.of(k), source.shape, spacing)
-        answers.append(parts)
-    return answers[0], answers[1]
+    tasks = [
+        (distances[source.starts[k] : source.starts[k + 1]], source.of(k), target.of(k))
+        for (source, target), distances in zip(sides, walked, strict=True)
+        for k in range(len(source.starts) - 1)
+    ]
+
+    def finish(task: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        distances, points, voxels = task
+        missing = np.flatnonzero(distances < 0)
+        if not voxels.size:
+            distances[:] = math.inf
+        elif missing.size:
+            rest = points[missing], voxels, reference.shape, spacing
+            found = None if kernels is None else in_lines(*rest)
+            distances[missing] = in_tree(*rest) if found is None else found
+        return distances
+
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            answers = list(pool.map(finish, tasks))
+    else:
+        answers = list(map(finish, tasks))
+    half = len(tasks) // 2
+    return answers[:half], answers[half:]
 
 
 def _walk(
@@ -107,8 +121,8 @@ def _into_box(
         The indices, the strides of the box's axes and its size, in voxels.
     """
     both = [unravel(points.index, points.shape) for points in (reference, prediction)]
-    low = np.min([axes.min(axis=1) for axes in both], axis=0) - reach
-    high = np.max([axes.max(axis=1) for axes in both], axis=0) + reach
+    low = np.minimum(*(axes.min(axis=1) for axes in both)) - reach
+    high = np.maximum(*(axes.max(axis=1) for axes in both)) + reach
     planes, rows, columns = (high - low + 1).tolist()
     strides = (rows * columns, columns, 1)
     first = int(low @ strides)

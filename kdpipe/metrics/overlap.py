@@ -177,8 +177,9 @@ def check_label_volumes(reference: np.ndarray, prediction: np.ndarray) -> int:
     for name, volume in (("reference", reference), ("prediction", prediction)):
         if volume.dtype.kind not in "biu":
             raise ValueError(f"{name} must hold integer labels, got dtype {volume.dtype}")
-        if volume.dtype.kind in "bu" and volume.itemsize == 1:
-            high = int(np.iinfo(np.uint8).max)  # no need to look: all values are labels
+        # All values of a byte are labels. In a small volume a look costs less than a large table.
+        if volume.dtype.kind in "bu" and volume.itemsize == 1 and volume.size > BLOCK_VOXELS:
+            high = int(np.iinfo(np.uint8).max)
         else:
             low, high = int(volume.min()), int(volume.max())
             if low < 0 or high > MAX_LABEL:
