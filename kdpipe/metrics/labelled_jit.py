@@ -153,6 +153,34 @@ def surface_voxels(
 
 
 @_compiled
+def bounds(
+    one: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest z, y and x of two arrays of flat indices into a volume."""
+    low, high = np.array(shape), np.zeros(3, np.int64)
+    for index in (one, other):
+        for i in range(index.size):
+            rest, x = divmod(index[i], shape[2])
+            z, y = divmod(rest, shape[1])
+            low[0], low[1], low[2] = min(low[0], z), min(low[1], y), min(low[2], x)
+            high[0], high[1], high[2] = max(high[0], z), max(high[1], y), max(high[2], x)
+    return low, high
+
+
+@_compiled
+def moved(
+    index: np.ndarray, shape: tuple[int, int, int], strides: tuple[int, int, int], first: int
+) -> np.ndarray:
+    """The same voxels as flat indices with other strides, of which `first` is subtracted."""
+    answer = np.empty_like(index)
+    for i in range(index.size):
+        rest, x = divmod(index[i], shape[2])
+        z, y = divmod(rest, shape[1])
+        answer[i] = z * strides[0] + y * strides[1] + x * strides[2] - first
+    return answer
+
+
+@_compiled
 def mark(volume: np.ndarray, points: np.ndarray, numbers: np.ndarray) -> None:
     """Write `numbers` into a flat volume at `points`."""
     for i in range(points.size):

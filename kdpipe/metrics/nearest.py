@@ -1,10 +1,11 @@
 """Distance from surface voxels to the nearest surface voxel of the same structure.
 
 Most surface voxels of a fair prediction lie within millimetres of the reference's. With JIT they
-look around in order of distance, in a volume that holds the other surface; the few that find
-nothing, and all of them without JIT, ask a k-d tree. Every distance is
-the square root of `(dx² + dy²) + dz²` in float64, as scipy's transform computes it, to the same
-voxel where several are equally near (see `ties`): equal to medpy to the last bit.
+look around in order of distance, in a volume that holds the other surface; those that find nothing
+are searched line by line, where the structure's box is not too large for that. What is left, and
+all of them without JIT, asks a k-d tree. Every distance is the square root of `(dx² + dy²) + dz²`
+in float64, as scipy's transform computes it, to the same voxel where several are equally near (see
+`ties`): equal to medpy to the last bit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from kdpipe.metrics.ball import ball_of
 from kdpipe.metrics.lines import in_lines
-from kdpipe.metrics.points import Points, Spacing, unravel
+from kdpipe.metrics.points import Points, Spacing
 from kdpipe.metrics.tree import in_tree
 
 
@@ -35,7 +36,7 @@ def surface_to_surface(
         prediction: likewise, of the same image.
         spacing: one step an axis.
         kernels: `labelled_jit`, or None for the way without JIT.
-        threads: that share the walk.
+        threads: that share the work.
 
     Returns:
         From prediction to reference and from reference to prediction: for each structure float64
@@ -52,24 +53,36 @@ def surface_to_surface(
         for k in range(len(source.starts) - 1)
     ]
 
-    def finish(task: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-        distances, points, voxels = task
-        missing = np.flatnonzero(distances < 0)
-        if not voxels.size:
-            distances[:] = math.inf
-        elif missing.size:
-            rest = points[missing], voxels, reference.shape, spacing
-            found = None if kernels is None else in_lines(*rest)
-            distances[missing] = in_tree(*rest) if found is None else found
-        return distances
+    def complete(task: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+        return _completed(*task, reference.shape, spacing, lines=kernels is not None)
 
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            answers = list(pool.map(finish, tasks))
+            answers = list(pool.map(complete, tasks))
     else:
-        answers = list(map(finish, tasks))
+        answers = list(map(complete, tasks))
     half = len(tasks) // 2
     return answers[:half], answers[half:]
+
+
+def _completed(
+    distances: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+    shape: tuple[int, int, int],
+    spacing: Spacing,
+    lines: bool,
+) -> np.ndarray:
+    """`distances` of one structure, with those found that are negative; `lines`: with JIT."""
+    missing = np.flatnonzero(distances < 0)
+    if not target.size:
+        distances[:] = math.inf
+    elif missing.size:
+        found = in_lines(source[missing], target, shape, spacing) if lines else None
+        if found is None:
+            found = in_tree(source[missing], target, shape, spacing)
+        distances[missing] = found
+    return distances
 
 
 def _walk(
@@ -81,7 +94,7 @@ def _walk(
 ) -> list[np.ndarray]:
     """Distances within the ball from prediction to reference and back; negative beyond it."""
     ball = ball_of(spacing, reference.shape)
-    places, strides, size = _into_box(reference, prediction, ball.reach)
+    places, strides, size = _into_box(reference, prediction, ball.reach, kernels)
     numbers = [points.numbers() for points in (reference, prediction)]
     volume = np.zeros(size, np.uint16 if len(reference.starts) > 256 else np.uint8)
     moves = ball.steps @ np.array(strides)
@@ -113,18 +126,18 @@ def _walk(
 
 
 def _into_box(
-    reference: Points, prediction: Points, reach: tuple[int, ...]
+    reference: Points, prediction: Points, reach: tuple[int, ...], kernels: ModuleType
 ) -> tuple[list[np.ndarray], tuple[int, int, int], int]:
     """Flat indices of both in the box that holds them, with room for every move around it.
 
     Returns:
         The indices, the strides of the box's axes and its size, in voxels.
     """
-    both = [unravel(points.index, points.shape) for points in (reference, prediction)]
-    low = np.minimum(*(axes.min(axis=1) for axes in both)) - reach
-    high = np.maximum(*(axes.max(axis=1) for axes in both)) + reach
+    both, shape = (reference.index, prediction.index), reference.shape
+    low, high = kernels.bounds(*both, shape)
+    low, high = low - reach, high + reach
     planes, rows, columns = (high - low + 1).tolist()
     strides = (rows * columns, columns, 1)
     first = int(low @ strides)
-    places = [(z * strides[0] + y * columns) + (x - first) for z, y, x in both]
+    places = [kernels.moved(index, shape, strides, first) for index in both]
     return places, strides, planes * rows * columns
