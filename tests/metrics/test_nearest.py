@@ -12,13 +12,20 @@ from kdpipe.metrics import ball, labelled, lines, nearest
 from kdpipe.metrics.points import Points
 from kdpipe.metrics.tree import in_tree
 
-SPACINGS = [(1.0, 1.0, 1.0), (0.8, 0.8, 0.8), (3.0, 0.7, 0.7), (0.3, 1.1, 5.0), (1 / 3, 1 / 3, 2.0)]
+SPACINGS = [
+    (1.0, 1.0, 1.0),
+    (0.8, 0.8, 0.8),
+    (3.0, 0.7, 0.7),
+    (0.3, 1.1, 5.0),
+    (1 / 3, 1 / 3, 2.0),
+    (2.0, 1.0, 1e-5),  # a whole line is short: one without voxels must not count
+]
 SHAPES = [(24, 25, 26), (1, 60, 50), (40, 1, 30), (50, 30, 1), (3, 7, 90)]
 
 
 def _masks(seed: int, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
-    for share in (0.02, 0.1):
+    for share in (0.05, 0.004):
         mask = rng.random(shape) < share
         # One half only: the other's points lie outside the box of these.
         mask[:, :, : shape[2] // 2] &= rng.random() < 0.5
@@ -34,12 +41,31 @@ def _transform(source: np.ndarray, target: np.ndarray, spacing: tuple) -> np.nda
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_lines_and_tree_equal_scipys_transform(shape: tuple, spacing: tuple) -> None:
-    for seed in range(10):
+    for seed in range(20):
         source, target = _masks(seed, shape)
         expected = _transform(source, target, spacing)
         places = np.flatnonzero(source), np.flatnonzero(target), shape, spacing
         assert np.array_equal(lines.in_lines(*places), expected)
         assert np.array_equal(in_tree(*places), expected)
+
+
+@pytest.mark.parametrize("step", [0.7, 0.8, 1 / 3])
+def test_voxels_on_either_side_are_one_site_to_scipys_transform(step: float) -> None:
+    """Equally near ones, each with its mirror image along the first axis, around one voxel."""
+    rng, shape, spacing = np.random.default_rng(0), (27, 27, 27), (step,) * 3
+    centre = np.zeros(shape, bool)
+    centre[13, 13, 13] = True
+    steps = np.stack(np.indices(shape), axis=-1).reshape(-1, 3) - 13
+    for square in (25, 50, 65, 85, 125):
+        sites = steps[(steps**2).sum(axis=1) == square]
+        for _ in range(30):
+            z, y, x = rng.choice(sites, rng.integers(1, 4)).T + 13
+            target = np.zeros(shape, bool)
+            target[z, y, x] = target[26 - z, y, x] = True
+            places = np.flatnonzero(centre), np.flatnonzero(target), shape, spacing
+            expected = _transform(centre, target, spacing)
+            assert np.array_equal(in_tree(*places), expected)
+            assert np.array_equal(lines.in_lines(*places), expected)
 
 
 @pytest.mark.parametrize("limit", ["BUILT", "MOST_VOXELS"])
