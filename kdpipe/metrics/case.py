@@ -61,9 +61,17 @@ class LabelPair:
         self.jit, self.threads = jit, threads
         self._structures = [tuple(ids) for ids in (structures or {}).values()]
         self._distances: dict[Ids, SurfaceDistances] = {}
+        self._overlaps: dict[Ids, Overlap] = {}
         extent = (n * step for n, step in zip(reference.shape, spacing, strict=True))
         # Edge to edge, not between the centres of corner voxels: the BraTS penalty of 373.13.
         self.diagonal = math.hypot(*extent)
+
+    def overlap(self, ids: Sequence[int]) -> Overlap:
+        """Voxel counts of the union of `ids`."""
+        wanted = tuple(ids)
+        if wanted not in self._overlaps:
+            self._overlaps[wanted] = self.histogram.overlap(wanted)
+        return self._overlaps[wanted]
 
     def distances(self, ids: Sequence[int]) -> SurfaceDistances:
         """Directed surface distances of the union of `ids`, and of all that are found with it."""
@@ -80,7 +88,7 @@ class LabelPair:
     @cached_property
     def _groups(self) -> list[list[Ids]]:
         """Structures that are searched together: those in both volumes that share no label."""
-        overlaps = [self.histogram.overlap(ids) for ids in self._structures]
+        overlaps = [self.overlap(ids) for ids in self._structures]
         present = [bool(overlap.reference and overlap.prediction) for overlap in overlaps]
         found = [ids for ids, there in zip(self._structures, present, strict=True) if there]
         return disjoint_groups(list(dict.fromkeys(found)))
@@ -114,7 +122,7 @@ class StructurePair:
     def __init__(self, labels: LabelPair, ids: Sequence[int]) -> None:
         """Look at the union of the labels `ids`."""
         self._labels, self._ids = labels, ids
-        self.overlap: Overlap = labels.histogram.overlap(ids)
+        self.overlap: Overlap = labels.overlap(ids)
 
     @cached_property
     def distances(self) -> SurfaceDistances:

@@ -19,7 +19,8 @@ from functools import lru_cache
 import numpy as np
 
 from kdpipe.metrics.labelled import kernels, label_boxes, union_box
-from kdpipe.metrics.nearest import Points, surface_to_surface, three_axes
+from kdpipe.metrics.nearest import surface_to_surface
+from kdpipe.metrics.points import Points, three_axes
 
 # Triangles of marching cubes for each pattern of eight voxels. A pattern is eight bits, the last
 # voxel in C order the lowest one; a pattern and its complement have the same triangles, so half of

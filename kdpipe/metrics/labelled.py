@@ -7,6 +7,7 @@ are searched together; each voxel belongs to at most one of them.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
-from kdpipe.metrics.nearest import Points, surface_to_surface, three_axes
+from kdpipe.metrics.nearest import surface_to_surface
+from kdpipe.metrics.points import Points, three_axes
 
 WORTH_THREADS = 2**22
 """Voxels of a volume from which on threads save more than they cost to start."""
@@ -100,9 +102,8 @@ def surface_points(
     """Surface voxels of structures that share no label, as flat indices in C order."""
     shape = volume.shape if volume.ndim == 3 else (1, *volume.shape)
     find = _without_jit if loops is None else _with_jit
-    parts = find(volume, structures, loops, threads)
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    return Points(np.concatenate(parts), starts, shape)
+    index, sizes = find(volume, structures, loops, threads)
+    return Points(index, np.array([0, *itertools.accumulate(sizes)]), shape)
 
 
 def unsigned(volume: np.ndarray) -> np.ndarray:
@@ -118,8 +119,9 @@ def in_memory_order(volume: np.ndarray) -> tuple[np.ndarray, bool]:
     volume = volume if volume.ndim == 3 else volume[None]
     reverse = volume.flags.f_contiguous and not volume.flags.c_contiguous
     laid_out = volume.T if reverse else volume
-    native = laid_out.astype(laid_out.dtype.newbyteorder("="), copy=False)
-    plain = np.ascontiguousarray(native)
+    if not laid_out.dtype.isnative:
+        laid_out = laid_out.astype(laid_out.dtype.newbyteorder("="))
+    plain = np.ascontiguousarray(laid_out)
     if plain.__array_interface__["data"][0] % 8:  # it is read in words of eight bytes
         plain = plain.copy()
     return unsigned(plain), reverse
@@ -135,7 +137,8 @@ def words(volume: np.ndarray) -> np.ndarray:
 
 def _with_jit(
     volume: np.ndarray, structures: Sequence[Ids], loops: ModuleType | None, threads: int
-) -> list[np.ndarray]:
+) -> tuple[np.ndarray, list[int]]:
+    """Flat indices of all structures, one after the other, and how many each has."""
     assert loops is not None
     laid_out, reverse = in_memory_order(volume)
     number = np.zeros(max(max(ids) for ids in structures) + 1, np.uint16)
@@ -145,7 +148,7 @@ def _with_jit(
     # What is flat comes last in reversed order; a plane of one column would look like an edge.
     if flat_axis and reverse:
         laid_out = laid_out.reshape(1, *laid_out.shape[:2])
-    edges = np.linspace(0, laid_out.shape[0], max(threads, 1) + 1).astype(int).tolist()
+    edges = [laid_out.shape[0] * part // threads for part in range(threads + 1)]
 
     def search(start: int, stop: int) -> Directed:
         found: Directed = loops.surface_voxels(laid_out, number, flat_axis, start, stop)
@@ -158,9 +161,12 @@ def _with_jit(
     else:
         index, value = search(*edges)
     order = np.argsort(value, kind="stable")  # a radix sort: C order stays within a structure
-    index, sizes = index[order], np.bincount(value, minlength=len(structures) + 1)[1:]
-    parts = np.split(index, np.cumsum(sizes)[:-1])
-    return [_transposed(part, volume.shape) for part in parts] if reverse else parts
+    index = index[order]
+    sizes: list[int] = np.bincount(value, minlength=len(structures) + 1)[1:].tolist()
+    if reverse:
+        parts = np.split(index, list(itertools.accumulate(sizes))[:-1])
+        index = np.concatenate([_transposed(part, volume.shape) for part in parts])
+    return index, sizes
 
 
 def _transposed(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -169,7 +175,9 @@ def _transposed(index: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.sort(turned)
 
 
-def _without_jit(volume: np.ndarray, structures: Sequence[Ids], *_: object) -> list[np.ndarray]:
+def _without_jit(
+    volume: np.ndarray, structures: Sequence[Ids], *_: object
+) -> tuple[np.ndarray, list[int]]:
     boxes = label_boxes(volume)
     parts = []
     for ids in structures:
@@ -181,7 +189,7 @@ def _without_jit(volume: np.ndarray, structures: Sequence[Ids], *_: object) -> l
         corner = (axis.start for axis in box)
         places = tuple(i + start for i, start in zip(inside, corner, strict=True))
         parts.append(np.ravel_multi_index(places, volume.shape))
-    return parts
+    return np.concatenate(parts), [len(part) for part in parts]
 
 
 Box = tuple[slice, ...]

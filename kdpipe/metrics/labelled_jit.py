@@ -13,7 +13,10 @@ import numpy as np
 from kdpipe.metrics import ties
 
 _compiled = numba.njit(cache=True, nogil=True)
-_chosen = numba.njit(nogil=True)(ties.chosen)
+chosen = numba.njit(nogil=True)(ties.chosen)
+
+# Voxels whose neighbours are compared at once: few enough for the fastest cache.
+BLOCK = 4096
 
 
 @_compiled
@@ -49,39 +52,45 @@ def count_pairs(
 
 
 @_compiled
-def _edges_of_row(
-    flat: np.ndarray,
-    begin: int,
-    columns: int,
-    plane: int,
-    edge: bool,
-    flat_axis: bool,
-    flags: np.ndarray,
+def _edges_of_rows(
+    flat: np.ndarray, begin: int, columns: int, plane: int, flat_axis: bool, flags: np.ndarray
 ) -> None:
-    """Mark in `flags` what may be surface in a row: not 0 where a neighbour's label differs."""
-    row = flat[begin : begin + columns]
-    if edge:
-        flags[:columns] = row
-        return
+    """Mark in `flags` what may be surface in rows: not 0 where a neighbour's label differs.
+
+    The rows touch no face of the image but those at their ends.
+    """
+    size = flags.size
+    here = flat[begin : begin + size]
     # Plain loops over contiguous memory, which the compiler turns into vector instructions.
-    above, below = flat[begin - columns : begin], flat[begin + columns : begin + 2 * columns]
-    for x in range(columns):
-        flags[x] = (row[x] ^ above[x]) | (row[x] ^ below[x])
+    above = flat[begin - columns : begin - columns + size]
+    below = flat[begin + columns : begin + columns + size]
+    left, right = flat[begin - 1 : begin - 1 + size], flat[begin + 1 : begin + 1 + size]
+    for i in range(size):
+        rows = (here[i] ^ above[i]) | (here[i] ^ below[i])
+        flags[i] = rows | (here[i] ^ left[i]) | (here[i] ^ right[i])
     if not flat_axis:
-        above = flat[begin - plane : begin - plane + columns]
-        below = flat[begin + plane : begin + plane + columns]
-        for x in range(columns):
-            flags[x] |= (row[x] ^ above[x]) | (row[x] ^ below[x])
-    left, right = row[:-1], row[1:]
-    for x in range(columns - 1):
-        flags[x] |= left[x] ^ right[x]
-    after = flags[1:]
-    for x in range(columns - 1):
-        after[x] |= left[x] ^ right[x]
-    flags[0] |= row[0]
-    flags[columns - 1] |= row[columns - 1]
-    for x in range(columns):
-        flags[x] = flags[x] if row[x] else 0
+        above = flat[begin - plane : begin - plane + size]
+        below = flat[begin + plane : begin + plane + size]
+        for i in range(size):
+            flags[i] |= (here[i] ^ above[i]) | (here[i] ^ below[i])
+    for i in range(size):
+        flags[i] = flags[i] if here[i] else 0
+    for i in range(0, size, columns):
+        last = i + columns - 1
+        flags[i], flags[last] = here[i], here[last]
+
+
+@_compiled
+def _is_surface(
+    flat: np.ndarray, i: int, strides: tuple[int, int, int], number: np.ndarray
+) -> bool:
+    """Whether a neighbour of a voxel inside the image belongs to another structure or to none."""
+    mine, limit = number[flat[i]], number.size
+    for stride in strides:
+        left, right = flat[i - stride], flat[i + stride]
+        if left >= limit or right >= limit or number[left] != mine or number[right] != mine:
+            return True
+    return False
 
 
 @_compiled
@@ -103,44 +112,72 @@ def surface_voxels(
     """
     planes, rows, columns = volume.shape
     flat = volume.reshape(-1)
-    plane, per_word, limit = rows * columns, 8 // volume.itemsize, number.size
-    flags = np.zeros((columns + per_word - 1) // per_word * per_word, volume.dtype)
+    plane, per_word = rows * columns, 8 // volume.itemsize
+    strides = (columns if flat_axis else plane, columns, 1)
+    block = max(BLOCK // columns, 1)  # rows that are looked at together
+    flags = np.zeros((block * columns + per_word - 1) // per_word * per_word, volume.dtype)
     words = flags.view(np.uint64)
     index, value = np.empty(4096, np.int64), np.empty(4096, np.uint16)
     found = 0
     for z in range(start, stop):
         outer_z = not flat_axis and (z == 0 or z == planes - 1)
-        for y in range(rows):
+        y = 0
+        while y < rows:
             edge = outer_z or y == 0 or y == rows - 1
-            begin = z * plane + y * columns
-            _edges_of_row(flat, begin, columns, plane, edge, flat_axis, flags)
-            for word in range(words.size):
+            many = 1 if edge else min(block, rows - 1 - y)
+            begin, size = z * plane + y * columns, many * columns
+            y += many
+            if edge:
+                flags[:size] = flat[begin : begin + size]
+            else:
+                _edges_of_rows(flat, begin, columns, plane, flat_axis, flags[:size])
+            for word in range((size + per_word - 1) // per_word):
                 if not words[word]:
                     continue
-                for x in range(word * per_word, min((word + 1) * per_word, columns)):
-                    i = begin + x
+                for place in range(word * per_word, min((word + 1) * per_word, size)):
+                    i = begin + place
                     label = flat[i]
-                    mine = number[label] if flags[x] and label < limit else 0
+                    mine = number[label] if flags[place] and label < number.size else 0
                     if not mine:
                         continue
-                    surface = edge or x == 0 or x == columns - 1
-                    for axis in range(3):
-                        if not surface and not (axis == 0 and flat_axis):
-                            stride = plane if axis == 0 else (columns if axis == 1 else 1)
-                            left, right = flat[i - stride], flat[i + stride]
-                            surface = (
-                                left >= limit
-                                or right >= limit
-                                or number[left] != mine
-                                or number[right] != mine
-                            )
-                    if surface:
-                        if found == index.size:
-                            index = np.concatenate((index, np.empty_like(index)))
-                            value = np.concatenate((value, np.empty_like(value)))
-                        index[found], value[found] = i, mine
-                        found += 1
+                    x = place % columns
+                    at_side = edge or x == 0 or x == columns - 1
+                    if not (at_side or _is_surface(flat, i, strides, number)):
+                        continue
+                    if found == index.size:
+                        index = np.concatenate((index, np.empty_like(index)))
+                        value = np.concatenate((value, np.empty_like(value)))
+                    index[found], value[found] = i, mine
+                    found += 1
     return index[:found].copy(), value[:found].copy()
+
+
+@_compiled
+def bounds(
+    one: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest z, y and x of two arrays of flat indices into a volume."""
+    low, high = np.array(shape), np.zeros(3, np.int64)
+    for index in (one, other):
+        for i in range(index.size):
+            rest, x = divmod(index[i], shape[2])
+            z, y = divmod(rest, shape[1])
+            low[0], low[1], low[2] = min(low[0], z), min(low[1], y), min(low[2], x)
+            high[0], high[1], high[2] = max(high[0], z), max(high[1], y), max(high[2], x)
+    return low, high
+
+
+@_compiled
+def moved(
+    index: np.ndarray, shape: tuple[int, int, int], strides: tuple[int, int, int], first: int
+) -> np.ndarray:
+    """The same voxels as flat indices with other strides, of which `first` is subtracted."""
+    answer = np.empty_like(index)
+    for i in range(index.size):
+        rest, x = divmod(index[i], shape[2])
+        z, y = divmod(rest, shape[1])
+        answer[i] = z * strides[0] + y * strides[1] + x * strides[2] - first
+    return answer
 
 
 @_compiled
@@ -191,7 +228,7 @@ def walk(
                             tied[count] = steps[n]
                             count += 1
                     if count > 1:
-                        found[i] = np.sqrt(_chosen(tied[:count], spacing))
+                        found[i] = np.sqrt(chosen(tied[:count], spacing))
                 break
 
 

@@ -39,6 +39,8 @@ def chosen(steps: np.ndarray, spacing: np.ndarray) -> float:
                 stop += 1
             top = -1
             for new in range(first, stop):
+                if top >= 0 and steps[new, axis] == steps[kept[top], axis]:
+                    continue  # on either side along the first axis: one site of the line's
                 while top >= 1:
                     left, middle = kept[top - 1], kept[top]
                     a = (steps[middle, axis] - steps[left, axis]) * step
