@@ -7,13 +7,17 @@ channel k begins at `begin + k * stride`. No loop holds the interpreter's lock o
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 _compiled = numba.njit(cache=True, nogil=True)
 _RUN = 1 << 15  # voxels of a channel that are read in one go; long, for the memory's sake
 _EXPONENT = np.uint32(0x7F800000)
+_LINE = 16  # scores in a line of the cache
 
 
 def _compiled_largest(together: int) -> Callable[..., bool]:
@@ -94,6 +98,7 @@ def between(
                 block[:] = common[0]
                 continue
             found = _label_agreed(common, mixed, low[2], block, points)
+            _fetch(scores, stride, channels, labels.shape, rows, low[2], points[:found])
             z0, z1 = -1, -1
             for k in points[:found]:
                 if low[2][k] != z0 or high[2][k] != z1:
@@ -156,6 +161,47 @@ def _label_agreed(
         for b in range(block.shape[1]):
             block[a, b] = line
     return found
+
+
+@intrinsic
+def _prefetch(context: Any, array: Any, index: Any) -> Any:
+    """Have an element of an array brought to the cache, without waiting for it."""
+
+    def call(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values = context.make_array(signature.args[0])(context, builder, arguments[0])
+        where = builder.gep(values.data, [arguments[1]])
+        where = builder.bitcast(where, cgutils.voidptr_t)
+        number = cgutils.int32_t
+        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [where.type, *[number] * 3])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [where.type], kind)
+        builder.call(fetch, [where, number(0), number(3), number(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return numba.void(array, index), call
+
+
+@_compiled
+def _fetch(
+    scores: np.ndarray,
+    stride: int,
+    channels: int,
+    shape: tuple[int, int, int],
+    rows: tuple[int, int, int, int],
+    low: np.ndarray,
+    points: np.ndarray,
+) -> None:
+    """Ask for the scores beside some points of a row at once; one by one, each is waited for."""
+    line = -1
+    for k in points:
+        if low[k] // _LINE == line:
+            continue
+        line = low[k] // _LINE
+        for x in rows[:2]:
+            for y in rows[2:]:
+                at = np.uint64((x * shape[1] + y) * shape[2] + low[k])
+                for _ in range(channels):
+                    _prefetch(scores, at)
+                    at += np.uint64(stride)
 
 
 @_compiled
