@@ -6,7 +6,7 @@ Compiled where numba can be imported and `KDPIPE_JIT` is not `0`; the labels are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from types import ModuleType
@@ -19,8 +19,6 @@ from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 
 Part = tuple[int, int]
-_POINTS = 1 << 16
-_NOT_FINITE = "scores have NaN or infinite values; the network's weights are broken"
 
 
 def kernels() -> ModuleType | None:
@@ -70,18 +68,20 @@ def labels_of(scores: np.ndarray, targets: Targets, threads: int = 1) -> np.ndar
     """
     loops = kernels()
     if loops is None or targets.kind != "classes" or scores.dtype != np.float32:
-        if not all(np.isfinite([score.min(), score.max()]).all() for score in scores):
-            raise DataError(_NOT_FINITE)
-        return targets.decode(scores)
-    flat, labels = _Flat.of(scores), np.empty(scores.shape[1:], np.uint8)
-    voxels = labels.reshape(-1)
+        finite = all(np.isfinite([score.min(), score.max()]).all() for score in scores)
+        labels = targets.decode(scores) if finite else None
+    else:
+        flat, labels = _Flat.of(scores), np.empty(scores.shape[1:], np.uint8)
+        voxels = labels.reshape(-1)
+        largest = loops.largest_of_few if len(scores) <= 8 else loops.largest_of_many
 
-    def part(limits: Part) -> object:
-        begin, end = limits
-        return loops.largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
+        def part(limits: Part) -> bool:
+            begin, end = limits
+            return largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
 
-    if not all(in_parts(part, voxels.size, threads, 1 << 20)):
-        raise DataError(_NOT_FINITE)
+        finite = all(in_parts(part, voxels.size, threads, 1 << 20))
+    if not finite:
+        raise DataError("scores have NaN or infinite values; the network's weights are broken")
     return labels
 
 
@@ -113,38 +113,18 @@ def labels_between(
     sides = [neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)]
     low, high, weight = (tuple(side[i] for side in sides) for i in range(3))
     if not any(w.any() for w in weight):
-        nearest: np.ndarray = labels[np.ix_(*low)]
-        return nearest
+        return labels[np.ix_(*low)]
     labels, flat = np.ascontiguousarray(labels), _Flat.of(scores)
     result = np.empty([len(c) for c in coordinates], np.uint8)
-    strides = (labels.shape[1] * labels.shape[2], labels.shape[2])
+    paint = np.array(targets.paint, np.int64).reshape(-1, 2)
 
     def part(limits: Part) -> None:
         planes = slice(*limits)
         where = [(side[0][planes], *side[1:]) for side in (low, high, weight)]
-        here = result[planes]
-        for points in _mixed(loops, labels, where[0], where[1], here):
-            found = np.empty((len(scores), len(points)), np.float32)
-            loops.between(flat.values, 0, flat.stride, strides, *where, here.shape, points, found)
-            here.reshape(-1)[points] = targets.decode(found)
+        loops.between(labels, flat.values, flat.stride, *where, paint, result[planes])
 
     in_parts(part, len(result), threads, 8)
     return result
-
-
-def _mixed(
-    loops: ModuleType,
-    labels: np.ndarray,
-    low: tuple[np.ndarray, ...],
-    high: tuple[np.ndarray, ...],
-    result: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """Label the uniform cells of `result`; yield the flat indices of the other points."""
-    points = np.empty(max(_POINTS, result.shape[-1]), np.int64)
-    row = 0
-    while row < result.shape[0] * result.shape[1]:
-        row, found = loops.uniform_cells(labels, low, high, row, result, points)
-        yield points[:found]
 
 
 def in_parts(work: Callable[[Part], object], n: int, threads: int, least: int) -> list[object]:
