@@ -77,10 +77,10 @@ def labels_of(scores: np.ndarray, targets: Targets, threads: int = 1) -> np.ndar
 
         def part(limits: Part) -> bool:
             begin, end = limits
-            return largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
+            return bool(largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end]))
 
         finite = all(in_parts(part, voxels.size, threads, 1 << 20))
-    if not finite:
+    if not finite or labels is None:
         raise DataError("scores have NaN or infinite values; the network's weights are broken")
     return labels
 
@@ -113,7 +113,8 @@ def labels_between(
     sides = [neighbours(c, n) for c, n in zip(coordinates, labels.shape, strict=True)]
     low, high, weight = (tuple(side[i] for side in sides) for i in range(3))
     if not any(w.any() for w in weight):
-        return labels[np.ix_(*low)]
+        nearest: np.ndarray = labels[np.ix_(*low)]
+        return nearest
     labels, flat = np.ascontiguousarray(labels), _Flat.of(scores)
     result = np.empty([len(c) for c in coordinates], np.uint8)
     paint = np.array(targets.paint, np.int64).reshape(-1, 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -52,7 +53,7 @@ def _compiled_largest(together: int) -> Callable[..., bool]:
                         label = np.uint8(channel) if better else label
                         widest = max(widest, bits[at] & _EXPONENT)
                     best[i], here[i] = top, label
-        return widest < _EXPONENT
+        return bool(widest < _EXPONENT)
 
     return largest
 
@@ -138,7 +139,7 @@ def _common_row(
         common[z] = label
         mixed[z] = (label ^ second[z]) | (label ^ third[z]) | (label ^ fourth[z])
         differ |= mixed[z] | (label ^ only)
-    return differ == 0
+    return bool(differ == 0)
 
 
 @_compiled
@@ -172,7 +173,7 @@ def _prefetch(context: Any, array: Any, index: Any) -> Any:
         where = builder.gep(values.data, [arguments[1]])
         where = builder.bitcast(where, cgutils.voidptr_t)
         number = cgutils.int32_t
-        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [where.type, *[number] * 3])
+        kind = ir.FunctionType(ir.VoidType(), [where.type, *[number] * 3])
         fetch = builder.module.declare_intrinsic("llvm.prefetch", [where.type], kind)
         builder.call(fetch, [where, number(0), number(3), number(1)])  # to read, to keep, data
         return context.get_dummy_value()
@@ -200,7 +201,7 @@ def _fetch(
             for y in rows[2:]:
                 at = np.uint64((x * shape[1] + y) * shape[2] + low[k])
                 for _ in range(channels):
-                    _prefetch(scores, at)
+                    _prefetch(scores, at)  # type: ignore[call-arg]  # numba gives the context
                     at += np.uint64(stride)
 
 

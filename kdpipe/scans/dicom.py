@@ -66,14 +66,15 @@ def series_below(root: Path) -> list[Scan]:
     that cannot be read is a scan that is wrong.
     """
     closed: list[OSError] = []
-    seen = {place.resolve() for place in (root, *root.resolve().parents)}
+    seen = {above.resolve() for above in (root, *root.resolve().parents)}
     scans = []
-    for folder, below, names in os.walk(root, onerror=closed.append, followlinks=True):
-        below[:] = [name for name in sorted(below) if _is_new(Path(folder, name), seen)]
-        files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+    for place, below, names in os.walk(root, onerror=closed.append, followlinks=True):
+        folder = Path(place)
+        below[:] = [name for name in sorted(below) if _is_new(folder / name, seen)]
+        files = [folder / name for name in sorted(names) if not name.startswith(".")]
         candidates = [file for file in files if is_dicom(file)]
         if candidates or any(not file.suffix for file in files):  # old files begin with no mark
-            scans += _series_of(Path(folder), _name_below(root, Path(folder)), candidates)
+            scans += _series_of(folder, _name_below(root, folder), candidates)
     for error in closed:
         folder = Path(error.filename)
         wrong = f"the folder cannot be read ({error.strerror}); make it readable"

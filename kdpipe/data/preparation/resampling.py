@@ -121,7 +121,8 @@ def one_hot_at(labels: np.ndarray, coordinates: Coordinates) -> np.ndarray:
 
 
 def _slab_at(labels: np.ndarray, sides: list[Any]) -> np.ndarray:
-    across, mixed = labels, None
+    across = labels
+    mixed: Any = None  # of no axis yet
     for axis, (low, high, _) in enumerate(sides[:2]):
         below, above = (across.take(index, axis) for index in (low, high))
         differ = below != above
@@ -167,7 +168,7 @@ def _vote(labels: np.ndarray, where: Any, sides: list[Any]) -> np.ndarray:
     least, most = ids.min(axis=0), ids.max(axis=0)
     is_least, is_most = ids == least, ids == most
     for_least, for_most = ((weights * mine).sum(axis=0) for mine in (is_least, is_most))
-    winner = np.where(for_least >= for_most, least, most)
+    winner: np.ndarray = np.where(for_least >= for_most, least, most)
     several = np.flatnonzero(~(is_least | is_most).all(axis=0))
     if len(several):
         votes = np.zeros((int(most.max()) + 1, len(several)))
