@@ -30,7 +30,7 @@ test-slurm: $(READY_SLURM)
 bench: $(READY)
 	$(BIN)/python bench/all.py
 
-## lint: style, types, and Snakemake's own advice
+## lint: style, types (of kdpipe and bench), and Snakemake's own advice
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

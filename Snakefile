@@ -13,6 +13,7 @@ configfile: "config.yaml"
 container: os.environ.get("KDPIPE_IMAGE", "envs/kdpipe.sif")
 
 
+include: "workflow/rules/study.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/configure.smk"
 include: "workflow/rules/data.smk"

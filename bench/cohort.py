@@ -34,7 +34,7 @@ from kdpipe.progress import ProgressReport
 from kdpipe.settings import Training
 
 TEACHER, STUDENT = "res_unet", "unet_tiny"  # 19.0 and 2.0 million parameters
-METHODS = (
+METHODS: tuple[str, ...] = (
     "none", "kd", "kd_mse_sigmoid", "nkd", "at", "fitnet", "cwd", "dist", "ifvd", "skd", "dkd",
     "acf_bckd",
 )  # fmt: skip
@@ -135,7 +135,7 @@ class Trainings:
 def _steps_only() -> Iterator[None]:
     """No measurement of the terms' gradients, which is done once in hundreds of steps."""
     measures = Trainer._measures_gradients
-    Trainer._measures_gradients = lambda trainer: False  # type: ignore[method-assign]
+    Trainer._measures_gradients = lambda trainer: False  # type: ignore[assignment, method-assign]
     logging.disable(logging.WARNING)
     try:
         yield

@@ -169,7 +169,8 @@ def image_rows(image: np.ndarray, rounds: int) -> list[Row]:
 def _spaced(spacing: Any, tensor: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
     from monai.data import MetaTensor
 
-    return spacing(MetaTensor(tensor, affine=torch.from_numpy(affine)))[0]
+    spaced: torch.Tensor = spacing(MetaTensor(tensor, affine=torch.from_numpy(affine)))[0]
+    return spaced
 
 
 def _nnunet_writer(folder: Path, image: np.ndarray, label: np.ndarray, **settings: Any) -> Any:
@@ -223,7 +224,7 @@ def store_rows(image: np.ndarray, label: np.ndarray, folder: Path, rounds: int) 
         "nnU-Net, zstd 8 as before": {"codec": blosc2.Codec.ZSTD, "clevel": 8},
     }
     foreground = sample_foreground(label, CLASSES)
-    starts = np.random.default_rng(0).integers(0, np.array(NEW) - CROP + 1, (PATCHES, 3))
+    starts = np.random.default_rng(0).integers(0, np.subtract(NEW, CROP) + 1, (PATCHES, 3))
     case = StoredCase(folder / "kdpipe")
     write: dict[str, Callable[[], object]] = {
         "kdpipe": lambda: write_case(

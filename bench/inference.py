@@ -131,7 +131,7 @@ def air(rounds: int) -> list[Row]:
     network = ways.network_of("tiny U-Net")
     engine, rows = ways.by_openvino(network), []
     for kind, target in (("corner", 4.0), ("centre", None)):
-        image, passes = ways.scan(kind=kind), []
+        image, passes = ways.scan(kind=kind), list[int]()
 
         def counted(window: torch.Tensor, passes: list[int] = passes) -> torch.Tensor:
             passes.append(len(window))

@@ -49,7 +49,8 @@ def simulate(
     for _ in range(studies):
         values = setting.draw(rng, (0.0, 0.0, GAP), n_cases, n_seeds)
         pooled = seed_scatter(Block({}, ARMS, values))
-        yield (*(paired_mean(values[arm], values[0], pooled) for arm in (1, 2)), values)
+        same, better = (paired_mean(values[arm], values[0], pooled) for arm in (1, 2))
+        yield same, better, values
 
 
 def found(mean: PairedMean, alpha: float = 0.05) -> tuple[bool, bool]:
@@ -86,7 +87,9 @@ def bootstrap(difference: np.ndarray, rng: np.random.Generator) -> tuple[tuple[f
     return (percentile[0], percentile[1]), (bca[0], bca[1])
 
 
-def report(name: str, setting: DiceLike, n_cases: int, n_seeds: int, options: argparse.Namespace):
+def report(
+    name: str, setting: DiceLike, n_cases: int, n_seeds: int, options: argparse.Namespace
+) -> None:
     """Print one line."""
     truth = setting.expected(GAP) - setting.expected(0.0)
     hits, errors, widths = [], [], []

@@ -17,10 +17,10 @@ from kdpipe.settings import Training
 
 #: The methods of the rows: the dearest of those whose terms fit into the limit or nearly so, and
 #: the plainest. Others are above it by what they are, and would hide all else: sbd (distance
-#: fields), hlfd (a feature of the teacher on its finest grid), ft (convolutions of its own), and
-#: acw_skd, byot, dual_sd, frskd and uskd (heads of their own). `--methods all` has them.
+#: fields), ft (convolutions of its own), and acw_skd, byot, dual_sd, frskd and uskd (heads of
+#: their own). `--methods all` has them.
 LOGITS = ("kd", "ctkd", "dkd", "nkd", "dist", "cpkd")
-FEATURES = ("fitnet", "at", "cirkd", "ifvd", "cakd", "acf_bckd")
+FEATURES = ("fitnet", "at", "cirkd", "ifvd", "cakd", "hlfd", "acf_bckd")
 
 
 def worst(

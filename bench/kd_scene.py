@@ -114,7 +114,8 @@ class Scene:
         if module.Method.past_self:
             frozen, stages[1], taps[1] = copy.deepcopy(student), stages[0], taps[0]
             frozen.eval().requires_grad_(False)
-        built = module.Method(module.Params(), Context(CLASSES, 3, *taps)).to(self.device)
+        context = Context(CLASSES, 3, taps[0], taps[1])
+        built = module.Method(module.Params(), context).to(self.device)
         ours = Learner(student, TapRecorder(student, stages[0], built.student_taps()))
         theirs = None
         if built.needs_teacher or built.past_self:
@@ -129,7 +130,7 @@ class Scene:
         )  # fmt: skip
         trainer.step = WARM
         if built.prefit_steps():
-            built.prefit(trainer.teach(self.batch["image"]) for _ in range(2))  # type: ignore
+            built.prefit(trainer.teach(self.batch["image"]) for _ in range(2))
         return trainer
 
     def distilled(self, settings: Training, method: str = "kd") -> Callable[[], object]:

@@ -76,7 +76,7 @@ def agreement(scene: Scene) -> str:
     plain = scene.plain()
     trainer.advance(scene.batch)
     plain()
-    cells = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True))  # type: ignore
+    cells = dict(zip(plain.__code__.co_freevars, plain.__closure__ or (), strict=True))
     theirs = cells["student"].cell_contents
     pairs = zip(trainer.student.network.parameters(), theirs.parameters(), strict=True)
     slopes = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]

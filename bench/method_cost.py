@@ -45,7 +45,7 @@ class Allocations(TorchDispatchMode):
     """
 
     def __init__(self, known: Sequence[Tensor]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self.largest, self.maker = 0, ""
 

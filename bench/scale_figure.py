@@ -6,9 +6,10 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -17,18 +18,11 @@ from kdpipe.colours import GREY
 from kdpipe.figures.drawing import small_multiples
 from kdpipe.figures.style import RC, save, series
 
+if TYPE_CHECKING:
+    from scale import Growth
+
 #: a page of the documentation shows it: text stays text, which takes a third of the bytes
 STYLE = RC | {"svg.fonttype": "none", "xtick.major.size": 0, "ytick.major.size": 0}
-
-
-class Growth(Protocol):
-    """See `scale.Growth`."""
-
-    stage: str
-    grows: str
-    amounts: list[int]
-    seconds: list[float]
-    exponent: float
 
 
 def draw(found: Sequence[Growth], stem: Path) -> None:
@@ -82,7 +76,7 @@ def _panel(axes: Axes, lines: Sequence[Growth], kinds: Sequence[str]) -> None:
 
 
 def _name_the_line(axes: Axes) -> None:
-    end = axes.lines[0].get_xydata()[-1]
+    x, y = np.asarray(axes.lines[0].get_xydata())[-1].tolist()
     axes.annotate(
-        "linear", end, (2, -1), textcoords="offset points", color=GREY, ha="left", va="center"
+        "linear", (x, y), (2, -1), textcoords="offset points", color=GREY, ha="left", va="center"
     )

@@ -146,7 +146,7 @@ def _cohort(folder: Path, members: int) -> Work:
     from kdpipe.progress import ProgressReport
 
     # done once in hundreds of steps
-    Trainer._measures_gradients = lambda trainer: False  # type: ignore[method-assign]
+    Trainer._measures_gradients = lambda trainer: False  # type: ignore[assignment, method-assign]
     store, teacher = bench._store(folder / "store"), folder / "teacher.pt"
     of_teacher = bench._run("res_unet", "none")
     save_model(teacher, network_of(of_teacher).state_dict(), of_teacher, {})

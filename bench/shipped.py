@@ -25,7 +25,8 @@ from side_by_side import Row, in_turns, main, ratio, shown
 STAGE = "shipped"
 SIZE, SPACING = (192, 192, 48), (1.0, 1.0, 2.5)
 PREPARED, PATCH, OVERLAP, CLASSES = (1.5, 1.5, 1.5), (96, 96, 96), 0.5, 14
-STUDENT, TEACHER = ("unet_tiny", {}), ("segresnet", {"init_filters": 32})
+STUDENT: tuple[str, dict[str, Any]] = ("unet_tiny", {})
+TEACHER: tuple[str, dict[str, Any]] = ("segresnet", {"init_filters": 32})
 LOW, HIGH = -175.0, 250.0
 WINDOWS = 8
 """For the calibration of 8-bit weights."""

@@ -13,13 +13,15 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kdpipe.disk import disk_told
-from kdpipe.errors import Busy
+from kdpipe.errors import Busy, ConfigError
+
+_OF_SNAKEMAKE = ".snakemake_timestamp"
 
 
 @contextmanager
@@ -112,6 +114,27 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, ours: Callable[[set[str]], bool]) -> None:
+    """Refuse to replace a folder that somebody else has filled: all in it would be lost.
+
+    Args:
+        folder: to be written by `atomic_folder`.
+        ours: whether a folder with files of these names is what an earlier run has written.
+
+    Raises:
+        ConfigError: it is not, or there is a file in the folder's place.
+    """
+    if not folder.is_dir():
+        if folder.exists():
+            raise ConfigError(f"{folder} is a file, a folder is expected; name another one")
+        return
+    names = {file.name for file in folder.iterdir()} - {_OF_SNAKEMAKE}
+    if names and not ours(names):
+        raise ConfigError(
+            f"{folder} would be replaced, but holds other files ({min(names)}); name a new folder"
+        )
 
 
 def _check_same(handle: int, temporary: Path, folder: Path) -> None:

@@ -48,7 +48,12 @@ def _add_output(group: Any) -> None:
         help="keep the largest component only, of 26-connected voxels; of all structures if none "
         "is named. Give scans before it",
     )
-    add_path(group, "--report", "what became of each scan, JSON (OUT/report.json)", required=False)
+    add_path(
+        group,
+        "--report",
+        "what became of each scan, a .json file (default OUT/report.json)",
+        required=False,
+    )
     group.add_argument(
         "--continue",
         dest="continues",

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field as Field  # the entries take it from here
+from pydantic import ValidationError
 
 from kdpipe.errors import ConfigError, did_you_mean
 from kdpipe.schema import Strict, explain

@@ -15,6 +15,7 @@ not know that it was replaced. It calls `check` before it writes anything.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import socket
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -145,6 +147,7 @@ class FolderLock:
         self._overwrite()
         time.sleep(_SETTLE)  # of several that take it over, the last one has it
         self.check()
+        self._tidy_up()
         return True
 
     def _is_renewed(self, content: str) -> bool:
@@ -165,10 +168,18 @@ class FolderLock:
         return False
 
     def _overwrite(self) -> None:
-        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=self.file.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=".tmp-", suffix=f"-{self.file.name}", dir=self.file.parent
+        )
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(self._mine)
-        os.replace(name, self.file)
+        with suppress(FileNotFoundError):  # who has the lock has tidied up
+            os.replace(name, self.file)
+
+    def _tidy_up(self) -> None:
+        """Remove what others have left that were killed while they took the lock over."""
+        for left in self.file.parent.glob(f".tmp-*-{glob.escape(self.file.name)}"):
+            left.unlink(missing_ok=True)
 
     def _keep_alive(self) -> None:
         while not self._ended.wait(self.beat):
@@ -192,7 +203,7 @@ class FolderLock:
 
     def _now(self) -> float:
         """The time by the clock that dates the lock: of the file server, not of this machine."""
-        with tempfile.NamedTemporaryFile(prefix=".tmp-", dir=self.file.parent) as probe:
+        with tempfile.TemporaryFile(dir=self.file.parent) as probe:
             return os.fstat(probe.fileno()).st_mtime
 
 

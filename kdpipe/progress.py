@@ -58,9 +58,10 @@ class ProgressReport:
             self._print_line(now, note)
 
     def _print_line(self, now: float, note: str) -> None:
-        rate = (self.done - self._first) / max(now - self._start, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        line = f"{self.label}: {self.done}/{self.total}, {left / 60:.1f} min left"
+        line = f"{self.label}: {self.done}/{self.total}"
+        if (new := self.done - self._first) > 0:  # else nothing tells how long one takes
+            left = (self.total - self.done) * (now - self._start) / new
+            line += f", {left / 60:.1f} min left"
         print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
     def __exit__(

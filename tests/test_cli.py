@@ -128,6 +128,9 @@ def test_evaluate_scores_two_folders(
     folder = source / "labelsTr"
     paths = ("--reference", folder, "--prediction", folder, "--labels", labels, "--out", out)
     assert run("evaluate", *paths) == 0
+    shown = capsys.readouterr().out
+    assert "strict_mm, means over 3 cases:" in shown and f"every score: {out}" in shown
+    assert "| organ     | 100.00 | 100.00 | 0.00 " in shown
     table = pd.read_csv(out)
     assert set(table["structure"]) == {"organ", "all"}
     assert set(table.loc[table["metric"] == "dice", "value"]) == {1.0}

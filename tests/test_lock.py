@@ -119,6 +119,17 @@ def test_a_killed_process_loses_it_at_once_even_as_a_zombie(
     process.wait()
 
 
+def test_what_a_process_left_that_was_killed_while_it_took_over_is_removed(folder: Path) -> None:
+    written_by(folder, started="1")
+    killed = FolderLock(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: None)
+        killed._overwrite()
+    assert len(list(folder.parent.iterdir())) == 2
+    with FolderLock(folder):
+        assert list(folder.parent.iterdir()) == [lock_file(folder)]
+
+
 def test_a_process_id_that_was_given_out_again_is_no_holder(folder: Path) -> None:
     written_by(folder, started="1")  # this very process, but started at another time
     with FolderLock(folder) as held:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ConfigError, did_you_mean
+from kdpipe.markup import Table, markdown_table
+from kdpipe.stats.wording import factor, level_unit, metric_name, plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def evaluate_by_hand(given: argparse.Namespace) -> None:
@@ -18,7 +23,7 @@ def evaluate_by_hand(given: argparse.Namespace) -> None:
     if not (given.reference and given.labels):
         raise ConfigError("give --reference and --labels (or, within a study, --run)")
     structures = _structures(given.labels)
-    evaluate_folders(
+    scores = evaluate_folders(
         given.reference,
         given.prediction,
         structures,
@@ -27,6 +32,31 @@ def evaluate_by_hand(given: argparse.Namespace) -> None:
         workers=given.workers,
         tolerances_mm=_tolerances(given.tolerances, structures),
     )
+    for table in _means(scores):
+        print(f"{table.title}\n\n{markdown_table(table)}\n")
+    print(f"every score: {given.out}")
+
+
+def _means(scores: pd.DataFrame) -> Iterator[Table]:
+    """Yield for each protocol the mean of every metric over the cases, structure by structure."""
+    for protocol, rows in scores.groupby("protocol", sort=False):
+        metrics = dict(zip(rows["metric"], rows["unit"], strict=True))
+        means = rows.groupby(["structure", "metric"], sort=False)["value"].mean()
+        cases = plural(rows["case"].nunique(), "case")
+        yield Table(
+            title=f"{protocol}, means over {cases}{', where defined' * rows['value'].hasnans}:",
+            header=[
+                "structure",
+                *(f"{metric_name(m)} {level_unit(u)}" for m, u in metrics.items()),
+            ],
+            rows=[
+                [
+                    name,
+                    *(f"{means[name, m] * factor(u):.2f}" for m, u in metrics.items()),
+                ]
+                for name in rows["structure"].unique()
+            ],
+        )
 
 
 def evaluate_cell(given: argparse.Namespace, run: dict[str, Any], keys: dict[str, Any]) -> None:

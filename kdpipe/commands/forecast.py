@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdpipe.cohorts import cohorts_of
 from kdpipe.composition import needs_teacher
 from kdpipe.config import DatasetUse, Entry
 from kdpipe.errors import ConfigError
@@ -183,17 +184,23 @@ class _NetworkCosts:
     def __init__(self, plan: Plan):
         self._plan, self._runs = plan, run_files(plan)
         self._known: dict[str, tuple[int, int]] = {}
+        self._taught_together = {
+            folder: len(taught)
+            for cohort in cohorts_of(plan)
+            for taught in [[f for f, cell in cohort.cells.items() if _is_taught(cell)]]
+            for folder in taught
+        }
 
     def parameters(self, folder: str) -> int:
         return self._cost(self._runs[f"{folder}/run.json"])[0]
 
-    def macs_of_step(self, folder: str, cell: Cell) -> int:
-        """Operations of one crop: forward and back, and the teacher's forward."""
-        macs = _FORWARD_AND_BACK * self._cost(self._runs[f"{folder}/run.json"])[1]
-        method = cell.method or Entry(name="none")
+    def macs_of_step(self, folder: str, cell: Cell) -> float:
+        """Operations of one crop: forward and back, and its share in the teacher's forward."""
+        macs: float = _FORWARD_AND_BACK * self._cost(self._runs[f"{folder}/run.json"])[1]
         teacher = self._plan.teacher_folder(cell)
-        if teacher is not None and needs_teacher(method.name, method.params):
-            macs += self._cost(self._runs[f"{teacher}/run.json"])[1]
+        if teacher is not None and _is_taught(cell):
+            forward = self._cost(self._runs[f"{teacher}/run.json"])[1]
+            macs += forward / self._taught_together.get(folder, 1)
         return macs
 
     def _cost(self, run: Mapping[str, Any]) -> tuple[int, int]:
@@ -208,6 +215,11 @@ class _NetworkCosts:
             shape = (1, spec["in_channels"], *patch)
             self._known[key] = (parameters(network), macs(network, shape))
         return self._known[key]
+
+
+def _is_taught(cell: Cell) -> bool:
+    method = cell.method or Entry(name="none")
+    return needs_teacher(method.name, method.params)
 
 
 def _steps(plan: Plan, cell: Cell) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,10 @@ def _segment_scans(given: argparse.Namespace) -> None:
 
     check_paths(given.scans)
     _check_options(given)
+    _check_places(given)
 
     from kdpipe.scans.batch import out_files, segment_scans
-    from kdpipe.scans.report import Report, begun_before, earlier_entries
+    from kdpipe.scans.report import Report, begun_before, done_before, earlier_entries
     from kdpipe.ship.reading import read_network
 
     with _device(given) as device:
@@ -77,11 +79,7 @@ def _segment_scans(given: argparse.Namespace) -> None:
         facts = _facts(given, loaded, segmenter)
         entries = earlier_entries(file, facts) if given.continues else {}
         begun = begun_before(entries, scans, out)
-        kept = {
-            name: entry
-            for name, entry in begun.items()
-            if entry["status"] == "done" and out[name].is_file()
-        }
+        kept = done_before(begun, scans, out)
         todo = [scan for scan in scans if scan.name not in kept]
         if not given.overwrite:  # what a run that was killed has left may be replaced
             unknown = [out[scan.name] for scan in todo if scan.name not in begun]
@@ -116,10 +114,22 @@ def _check_options(given: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: at least 1 is expected")
     if given.backend == "openvino" and given.window_batch not in (None, 1):
         raise ConfigError("--backend openvino takes windows one by one; leave --window-batch out")
-    if given.out.exists() and not given.out.is_dir():
-        raise ConfigError(f"--out {given.out}: a file, a folder is expected")
     if given.continues and given.overwrite:
         raise ConfigError("--continue and --overwrite exclude one another")
+
+
+def _check_places(given: argparse.Namespace) -> None:
+    """Refuse to write where a scan may lie, or where nothing can."""
+    above = next(place for place in (given.out, *given.out.parents) if os.path.exists(place))
+    if not above.is_dir():
+        raise ConfigError(f"--out {given.out}: {above} is a file, a folder is expected")
+    if given.out.resolve() in {path.resolve() for path in given.scans}:
+        raise ConfigError(
+            f"--out {given.out} is the folder of the scans: its label maps would be taken for "
+            "scans the next time; name another folder"
+        )
+    if given.report and (given.report.suffix != ".json" or given.report.is_dir()):
+        raise ConfigError(f"--report {given.report}: the name of a file that ends with .json")
 
 
 @contextlib.contextmanager
@@ -163,7 +173,7 @@ def _segmenter(given: argparse.Namespace, loaded: Loaded, device: torch.device) 
 
 
 def _refuse_existing(files: list[Path], continues: bool) -> None:
-    there = [str(file) for file in files if file.exists()]
+    there = [str(file) for file in files if os.path.exists(file)]
     if not there:
         return
     more = f" and {len(there) - 1} more" if len(there) > 1 else ""

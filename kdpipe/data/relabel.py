@@ -6,7 +6,7 @@ Compiled where numba can be imported and `KDPIPE_JIT` is not `0`; the labels are
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from types import ModuleType
@@ -19,7 +19,6 @@ from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 
 Part = tuple[int, int]
-_POINTS = 1 << 16
 
 
 def kernels() -> ModuleType | None:
@@ -74,10 +73,11 @@ def labels_of(scores: np.ndarray, targets: Targets, threads: int = 1) -> np.ndar
     else:
         flat, labels = _Flat.of(scores), np.empty(scores.shape[1:], np.uint8)
         voxels = labels.reshape(-1)
+        largest = loops.largest_of_few if len(scores) <= 8 else loops.largest_of_many
 
         def part(limits: Part) -> bool:
             begin, end = limits
-            return loops.largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
+            return largest(flat.values, begin, flat.stride, len(scores), voxels[begin:end])
 
         finite = all(in_parts(part, voxels.size, threads, 1 << 20))
     if not finite:
@@ -116,30 +116,15 @@ def labels_between(
         return labels[np.ix_(*low)]
     labels, flat = np.ascontiguousarray(labels), _Flat.of(scores)
     result = np.empty([len(c) for c in coordinates], np.uint8)
-    strides = (labels.shape[1] * labels.shape[2], labels.shape[2])
+    paint = np.array(targets.paint, np.int64).reshape(-1, 2)
 
     def part(limits: Part) -> None:
         planes = slice(*limits)
         where = [(side[0][planes], *side[1:]) for side in (low, high, weight)]
-        here = result[planes]
-        for points in _mixed(loops, labels, where[0], where[1], here):
-            found = np.empty((len(scores), len(points)), np.float32)
-            loops.between(flat.values, 0, flat.stride, strides, *where, here.shape, points, found)
-            here.reshape(-1)[points] = targets.decode(found)
+        loops.between(labels, flat.values, flat.stride, *where, paint, result[planes])
 
     in_parts(part, len(result), threads, 8)
     return result
-
-
-def _mixed(
-    loops: ModuleType, labels: np.ndarray, low: tuple, high: tuple, result: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Label the uniform cells of `result`; yield the flat indices of the other points."""
-    points = np.empty(max(_POINTS, result.shape[-1]), np.int64)
-    row = 0
-    while row < result.shape[0] * result.shape[1]:
-        row, found = loops.uniform_cells(labels, low, high, row, result, points)
-        yield points[:found]
 
 
 def in_parts(work: Callable[[Part], object], n: int, threads: int, least: int) -> list[object]:

@@ -67,7 +67,9 @@ def write_case(
             new.mkdir(parents=True)
             _write_array(new / "image.b2nd", _stored(image, stepped), blosc2.Filter.SHUFFLE)
             _write_array(new / "label.b2nd", np.asarray(label, np.uint8), blosc2.Filter.NOFILTER)
-            coordinates = {str(i): np.asarray(xyz, np.int16) for i, xyz in foreground.items()}
+            coordinates: dict[str, Any] = {  # numpy's types take them for its own settings
+                str(i): np.asarray(xyz, np.int16) for i, xyz in foreground.items()
+            }
             np.savez_compressed(new / "foreground.npz", **coordinates)
             (new / "geometry.json").write_text(text, encoding="utf-8")
             for name in FILES:  # a power cut could leave their names alone
@@ -151,19 +153,23 @@ class StoredCase:
     def geometry(self) -> dict[str, Any]:
         """Grids, intensity transform and statistics, as `preparation.prepare` wrote them."""
         try:
-            return json.loads((self.folder / "geometry.json").read_text(encoding="utf-8"))
+            stored: dict[str, Any] = json.loads(
+                (self.folder / "geometry.json").read_text(encoding="utf-8")
+            )
         except (OSError, ValueError) as error:
             raise self._damaged("geometry.json", error) from None
+        return stored
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along x, y, z."""
-        return self._open("label.b2nd").shape
+        sides: tuple[int, int, int] = self._open("label.b2nd").shape
+        return sides
 
     @cached_property
     def n_channels(self) -> int:
         """Number of image channels."""
-        return self._open("image.b2nd").shape[0]
+        return int(self._open("image.b2nd").shape[0])
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return the box of `size` voxels that begins at voxel `start` (which may be negative).
@@ -214,7 +220,8 @@ class StoredCase:
         with self._npz() as stored:
             if str(class_id) not in stored.files:
                 raise DataError(f"{self.folder}: no class {class_id}, only 1..{len(stored.files)}")
-            return stored[str(class_id)]
+            coordinates: np.ndarray = stored[str(class_id)]
+            return coordinates
 
     @contextmanager
     def _npz(self) -> Iterator[Any]:
@@ -232,9 +239,10 @@ class StoredCase:
 
     def _read(self, name: str, box: tuple[Any, ...]) -> np.ndarray:
         try:
-            return self._open(name)[box]
+            values: np.ndarray = self._open(name)[box]
         except RuntimeError as error:
             raise self._damaged(name, error) from None
+        return values
 
     def _values(self, box: tuple[Any, ...]) -> np.ndarray:
         stored = self._read("image.b2nd", box)

@@ -19,12 +19,15 @@ class Targets:
     Args:
         n_labels: label ids of the data set, background included.
         regions: label ids of each region, one a channel; None for classes.
+
+    Attributes:
+        paint: channel and label of each region, in the order in which they are painted.
     """
 
     def __init__(self, n_labels: int, regions: Sequence[Sequence[int]] | None = None):
         self.n_labels = n_labels
         self.regions = None if regions is None else tuple(map(tuple, regions))
-        self._paint = paint_order(self.regions or ())
+        self.paint = paint_order(self.regions or ())
         inside = torch.zeros(len(self.regions or ()), n_labels, dtype=torch.int64)
         for channel, ids in enumerate(self.regions or ()):
             inside[channel, list(ids)] = 1
@@ -64,7 +67,7 @@ class Targets:
         if self.regions is None:
             return argmax_classes(scores)
         labels = np.zeros(scores.shape[1:], np.uint8)
-        for channel, label in self._paint:
+        for channel, label in self.paint:
             labels[scores[channel] > 0] = label
         return labels
 
@@ -73,6 +76,6 @@ class Targets:
         if self.regions is None:
             return scores.max(dim=0).indices.to(torch.uint8)
         labels = torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
-        for channel, label in self._paint:
+        for channel, label in self.paint:
             labels[scores[channel] > 0] = label
         return labels

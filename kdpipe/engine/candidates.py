@@ -86,8 +86,8 @@ def describe_candidates(entry: str, patch: Sequence[int], channels: int, classes
         found = candidates(network, shape)
     prefix = _prefix(name, params) if found else ""
     named: dict[str, list[str]] = {}
-    for stage, place in stages.items():
-        named.setdefault(place.partition(":")[0], []).append(stage + _note(place))
+    for stage, path in stages.items():
+        named.setdefault(path.partition(":")[0], []).append(stage + _note(path))
     rows = [("module path", "channels", "sides", "stride", "stage")]
     for place in (place for place in found if place.path.startswith(prefix)):
         sides, stride = (

@@ -42,7 +42,7 @@ class Spent:
 
     def __init__(self, device: torch.device):
         counters = [energy_counter(each) for each in parallel.devices(device)]
-        self._read = lambda: sum(read() for read in counters)
+        self._read: Callable[[], float] = lambda: sum(read() for read in counters)
         self._seconds = self._joules = 0.0
         self.begin()
 

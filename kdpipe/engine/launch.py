@@ -32,7 +32,7 @@ def launch(count: int, arguments: Sequence[str], on_stop: str) -> None:
     flags = ["--standalone", f"--nproc-per-node={count}", f"--shutdown-timeout={_SECONDS_TO_SAVE}"]
     flags.append("--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT")
     try:  # "--": or torchrun takes kdpipe's --run for one of its own
-        run.run(run.parse_args([*flags, "-m", "--", "kdpipe", *arguments, "--on-stop", "exit"]))  # type: ignore[no-untyped-call]
+        run.run(run.parse_args([*flags, "-m", "--", "kdpipe", *arguments, "--on-stop", "exit"]))
     except SignalException as error:
         name = signal.Signals(error.sigval).name
         with StopRequest(on_stop) as stop:

@@ -75,7 +75,8 @@ def learning_rate(settings: Training, done: float) -> float:
     """Return the learning rate when the share `done` in [0, 1) of all steps is behind."""
     first, last = settings.learning_rate, settings.final_learning_rate
     if settings.schedule == "poly":
-        return last + (first - last) * (1.0 - done) ** 0.9
+        share: float = (1.0 - done) ** 0.9
+        return last + (first - last) * share
     if settings.schedule == "cosine":
         return last + (first - last) * 0.5 * (1.0 + math.cos(done * math.pi))
     return first

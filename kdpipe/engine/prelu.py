@@ -29,7 +29,7 @@ class _FastPReLU(nn.PReLU):
         """Return ``x`` where it is positive and the slope times ``x`` elsewhere."""
         if input.device.type != "cpu":
             return super().forward(input)
-        result: Tensor = _PReLU.apply(input, self.weight)
+        result: Tensor = _PReLU.apply(input, self.weight)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdpipe.atomic import atomic_path, flush
+from kdpipe.checksums import check_archive
 
 log = logging.getLogger(__name__)
 _WARN_EVERY = 60.0
@@ -128,9 +128,7 @@ class Checkpoint:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(file) as archive:  # torch writes checksums and does not look at them
-        if part := archive.testzip():
-            raise ValueError(f"wrong checksum of {part}")
+    check_archive(file)
     state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not {"digest", "step", "generators"} <= state.keys():
         raise ValueError("it holds something else")

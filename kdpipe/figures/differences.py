@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from kdpipe.colours import BLACK, BLUE, GREY, LIGHT, VERMILLION
 from kdpipe.figures.drawing import (
@@ -26,6 +28,8 @@ from kdpipe.figures.style import DOUBLE, MAX_ROWS, ROW, Series, new_figure
 from kdpipe.stats.scores import NONE, OVERALL
 from kdpipe.stats.wording import plural
 from kdpipe.tuning import TUNED
+
+Row = dict[Hashable, Any]
 
 _PANELS = 4
 #: verdict -> style, whether the marker is filled
@@ -56,10 +60,10 @@ def _rows(study: StudyData, group: Group, measure: Measure, kind: str) -> pd.Dat
     if table.empty:
         return table
     told = np.isfinite(table["difference"]) & (table["against_kind"] == kind)
-    table = table[told].copy()
+    rows: pd.DataFrame = table[told].copy()
     for column in ("difference", "low", "high", "margin"):
-        table[column] *= measure.factor
-    return table
+        rows[column] *= measure.factor
+    return rows
 
 
 def _of_table(
@@ -167,9 +171,9 @@ def _reach(table: pd.DataFrame) -> float:
     return float(usual) if sizes.max() > 2 * usual else np.inf
 
 
-def _panel(axes: Axes, study: StudyData, table: pd.DataFrame, arms: list[Arm]) -> dict:
+def _panel(axes: Axes, study: StudyData, table: pd.DataFrame, arms: list[Arm]) -> dict[Arm, Row]:
     """Draw the rows of `arms`; return them by arm, each with whether it is significant."""
-    rows = {row["arm"]: row for row in table.to_dict("records")}
+    rows: dict[Arm, Row] = {row["arm"]: row for row in table.to_dict("records")}
     reach = _reach(table)
     margin = table["margin"].max()
     if np.isfinite(margin):
@@ -195,11 +199,11 @@ def _panel(axes: Axes, study: StudyData, table: pd.DataFrame, arms: list[Arm]) -
     return rows
 
 
-def _is_significant(study: StudyData, row: dict) -> bool:
+def _is_significant(study: StudyData, row: Row) -> bool:
     return bool(row["p_holm"] < 1 - study.confidence)
 
 
-def _numbers(row: dict | None) -> str:
+def _numbers(row: Row | None) -> str:
     if row is None:
         return ""
     star = " *" if row["significant"] else ""
@@ -209,7 +213,7 @@ def _numbers(row: dict | None) -> str:
     return text.replace("-", "−") + star
 
 
-def _legend(table: pd.DataFrame) -> list:
+def _legend(table: pd.DataFrame) -> list[tuple[str, Line2D]]:
     found = set(table["verdict"])
     return [
         (name, marker_of(style, filled, line=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -101,7 +102,8 @@ def _means(study: StudyData, group: Group, measure: Measure) -> dict[Arm, float]
     values = study.by_case(group, measure.metric)
     rows = values[values["structure"] == main_structure(values)]
     means = rows.groupby("arm")["value"].mean().dropna() * measure.factor
-    return dict(means.items())
+    of_arm: dict[Any, float] = means.to_dict()
+    return of_arm
 
 
 def _student(study: StudyData, group: Group, arms: dict[Arm, float], index: int) -> _Network:
@@ -125,8 +127,8 @@ def _costs(study: StudyData, group: Group, role: str, network: str) -> dict[str,
     rows = rows[rows[role] == network]
     found = {}
     for name in _COSTS:
-        values = rows[name].dropna() if name in rows else []
-        found[name] = float(values.iloc[0]) if len(values) and values.iloc[0] > 0 else np.nan
+        values = rows[name].dropna().tolist() if name in rows else []
+        found[name] = float(values[0]) if values and values[0] > 0 else np.nan
     return found
 
 

@@ -41,7 +41,7 @@ def histories(study: StudyData, group: Group) -> Histories:
 
 def _read(file: Path, group: Group) -> pd.DataFrame | None:
     try:
-        table = pd.read_csv(file).apply(pd.to_numeric, errors="coerce")
+        table: pd.DataFrame = pd.read_csv(file).apply(pd.to_numeric, errors="coerce")
     except (OSError, ValueError) as error:
         leave_out("training", str(group), f"{file} is not readable ({error})")
         return None

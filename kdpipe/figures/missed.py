@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,9 @@ def _counts(study: StudyData, group: Group) -> pd.DataFrame:
             **{f"{kind}_of": rows["status"].isin(of) for kind, (_, of) in _KINDS.items()},
         }
     )
-    table["arm"] = [Arm(*pair) for pair in zip(rows["teacher"], rows["method"], strict=True)]
+    pairs = zip(rows["teacher"], rows["method"], strict=True)
+    arms: list[Any] = [Arm(*pair) for pair in pairs]  # pandas' types know scalars alone
+    table["arm"] = arms
     return table.groupby("arm").sum()
 
 
@@ -86,12 +89,14 @@ def _figure(
 
 def _panel(axes: Axes, counts: pd.DataFrame, kind: str, arms: list[Arm]) -> None:
     shares = 100 * counts[kind] / counts[f"{kind}_of"].replace(0, np.nan)
+    numbers, chances, heights = (
+        of_arm.to_dict() for of_arm in (counts[kind], counts[f"{kind}_of"], shares)
+    )
     for index, arm in enumerate(arms):
-        number, chances = counts.loc[arm, [kind, f"{kind}_of"]]
-        share = float(np.nan_to_num(shares[arm]))
+        share = float(np.nan_to_num(heights[arm]))
         axes.barh(index, share, height=0.62, color=style_of(arm).colour, alpha=0.75)
-        axes.annotate(f"{number} of {chances}", (share, index), (2, 0), va="center", fontsize=7,
-                      textcoords="offset points")  # fmt: skip
+        axes.annotate(f"{numbers[arm]} of {chances[arm]}", (share, index), (2, 0), va="center",
+                      fontsize=7, textcoords="offset points")  # fmt: skip
     axes.set_xlim(0, 1.6 * max(float(np.nanmax(shares)), 0.1))  # room for the counts
     ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(0, min(axes.get_xlim()[1], 100))
     axes.set_xticks([tick for tick in ticks if 0 <= tick <= min(axes.get_xlim()[1], 100)])

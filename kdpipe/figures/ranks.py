@@ -9,7 +9,7 @@ an arm ahead in most cases, by however little? Its approximation is worth nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ def _rows(study: StudyData, group: Group, measure: Measure) -> pd.DataFrame:
     table = study.of_measure(study.ranks, group, measure)
     if table.empty:
         return table
-    return table[np.isfinite(table["mean_rank"])].sort_values("mean_rank", kind="stable")
+    ranked: pd.DataFrame = table[np.isfinite(table["mean_rank"])]
+    return ranked.sort_values("mean_rank", kind="stable")
 
 
 def _case_ranks(study: StudyData, group: Group, measure: Measure, arms: list[Arm]) -> pd.DataFrame:
@@ -121,14 +122,15 @@ def _figure(
     panels[1].set_xlabel("best (% of samples)")
     if np.isfinite(width):
         panels[2].axvspan(within.min(), within.min() + width, color=LIGHT, alpha=0.55, lw=0)
+        means: dict[Any, float] = within.to_dict()
         for index, arm in enumerate(arms):
             style = style_of(arm)
-            panels[2].plot(within[arm], index, style.marker, color=style.colour, ms=4.5)
+            panels[2].plot(means[arm], index, style.marker, color=style.colour, ms=4.5)
         panels[2].set_xlabel("mean rank within cases")
     return figure
 
 
-def _row(panels: Sequence[Axes], index: int, row: dict[str, Any], style: Series) -> None:
+def _row(panels: Sequence[Axes], index: int, row: dict[Hashable, Any], style: Series) -> None:
     panels[0].hlines(index, row["rank_low"], row["rank_high"], color=style.colour, lw=1.2)
     panels[0].plot(row["mean_rank"], index, style.marker, color=style.colour, ms=4.5)
     share = 100 * row["p_best"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from kdpipe.colours import GREY
 from kdpipe.figures.drawing import (
@@ -96,13 +98,14 @@ def _figure(
     values: pd.DataFrame,
     arms: list[Arm],
     structures: list[str],
-):
+) -> Figure:
     figure = new_figure(DOUBLE, len(arms) * ROW + 1.0)
     panels = figure.subplots(1, len(structures), sharey=True, squeeze=False)[0]
     by_panel = dict(tuple(values.groupby("structure", sort=False)))
     for axes, structure in zip(panels, structures, strict=True):
         table = by_panel[structure].assign(value=lambda t: t["value"] * measure.factor)
-        by_arm = {arm: rows["value"].to_numpy() for arm, rows in table.groupby("arm", sort=False)}
+        groups: Iterable[tuple[Any, pd.DataFrame]] = table.groupby("arm", sort=False)
+        by_arm = {arm: rows["value"].to_numpy() for arm, rows in groups}
         _panel(axes, measure, [(arm, by_arm.get(arm, np.array([]))) for arm in arms])
         _none_line(axes, by_arm)
         axes.set_title(shorten(structure))

@@ -23,7 +23,7 @@ from kdpipe.figures.drawing import (
     slug,
     small_multiples,
 )
-from kdpipe.figures.keys import Group, Measure
+from kdpipe.figures.keys import Arm, Group, Measure
 from kdpipe.figures.study import StudyData, structures_of
 from kdpipe.figures.style import SERIES, Series, series
 from kdpipe.stats.scores import NONE, OVERALL
@@ -64,7 +64,8 @@ def _points(study: StudyData, group: Group, measure: Measure) -> pd.DataFrame:
     gains = gains[gains["structure"] != OVERALL]
     index = pd.MultiIndex.from_frame(gains[["case", "structure"]])
     gains = gains.assign(volume=volume.reindex(index).to_numpy(dtype=float))
-    return gains[np.isfinite(gains["gain"]) & (gains["volume"] > 0)]
+    points: pd.DataFrame = gains[np.isfinite(gains["gain"]) & (gains["volume"] > 0)]
+    return points
 
 
 def _limit(gain: pd.Series) -> float:
@@ -103,7 +104,7 @@ def _figure(
     group: Group,
     measure: Measure,
     points: pd.DataFrame,
-    arms: Sequence,
+    arms: Sequence[Arm],
     limit: float,
 ) -> Figure:
     figure, panels, _ = small_multiples(len(arms))

@@ -77,7 +77,8 @@ class StudyData:
             return table
         rows = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
         pairs = zip(rows["teacher"], rows["method"], strict=True)
-        return rows.assign(arm=[Arm(*pair) for pair in pairs])
+        arms: list[Any] = [Arm(*pair) for pair in pairs]  # pandas' types know scalars alone
+        return rows.assign(arm=arms)
 
     def headline(self, group: Group) -> list[Measure]:
         """What figures show of a group: Dice and one HD95, as far as the protocol has them."""

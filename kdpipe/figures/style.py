@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,6 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from kdpipe.colours import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType, RcKeyType
 
 SINGLE = 3.5  # inches, one column
 DOUBLE = 7.2  # inches, two columns
@@ -25,7 +29,7 @@ PNG_DPI = 150
 #: above so many points they are stored as pixels in the SVG
 MANY_POINTS = 1500
 
-RC = {
+RC: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 7.5,
     "axes.titlesize": 8,
@@ -63,7 +67,7 @@ class Series:
 
     colour: str
     marker: str
-    line: str
+    line: LineStyleType
 
 
 #: neighbours differ in hue (to the colour-blind too), lightness, marker and line

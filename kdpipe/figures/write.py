@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from kdpipe.atomic import atomic_folder, write_json
+from kdpipe.atomic import atomic_folder, check_replaceable, write_json
 from kdpipe.figures import (
     boundary,
     curves,
@@ -26,6 +26,7 @@ from kdpipe.figures.study import StudyData
 from kdpipe.figures.style import RC, save
 
 logger = logging.getLogger(__name__)
+INDEX = "figures.json"
 
 #: in the order of a report
 FIGURES: tuple[Draw, ...] = (
@@ -53,8 +54,10 @@ def write_figures(run: dict[str, Any], tables: Path, out: Path) -> None:
         out: folder to write; replaced if it exists.
 
     Raises:
+        ConfigError: `out` holds something else.
         DataError: a table cannot be read.
     """
+    check_replaceable(out, lambda names: INDEX in names)
     study = StudyData(run, tables)
     with atomic_folder(out) as temporary:
         index: list[dict[str, str]] = []
@@ -64,7 +67,7 @@ def write_figures(run: dict[str, Any], tables: Path, out: Path) -> None:
             facts = {"title": drawing.title, "caption": drawing.caption, "group": drawing.group}
             index.append({"name": name, **facts})
             logger.info("%s: %s", name, drawing.title)
-        write_json(temporary / "figures.json", index)
+        write_json(temporary / INDEX, index)
 
 
 def draw_all(study: StudyData) -> Iterator[Drawing]:

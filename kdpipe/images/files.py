@@ -1,8 +1,9 @@
 """Image files: which names they have, and what SimpleITK passes over in silence.
 
 Its reader of NIfTI fills a truncated file with zeros, and turns NaN and infinite voxels into zeros,
-so that a broken label map looks like a missed organ. So the bytes are read here once before, to the
-end, which also makes gzip check its checksum. Those of JPEG and BMP fill truncated files too.
+so that a broken label map looks like a missed organ; voxels without a size become 1 mm wide. So the
+bytes are read here once before, to the end, which also makes gzip check its checksum. Those of JPEG
+and BMP fill truncated files too.
 Its writer of NIfTI does not notice that the disk is full.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import math
 import os
 import re
 import struct
@@ -31,10 +33,11 @@ SCAN_SUFFIXES = (*SUFFIXES, ".mhd", ".nhdr", ".hdr")
 are of the files that it names."""
 _CHUNK = 1 << 20
 _FLOATS = {16: "f4", 64: "f8"}
-# header length -> struct format and offset of: dim, datatype, bits a voxel, first byte of voxels
+# header length -> struct format and offset of: dim, datatype, bits a voxel, first byte of voxels,
+# and sizes of a voxel
 _LAYOUTS = {
-    348: (("8h", 40), ("h", 70), ("h", 72), ("f", 108)),
-    540: (("8q", 16), ("h", 12), ("h", 14), ("q", 168)),
+    348: (("8h", 40), ("h", 70), ("h", 72), ("f", 108), ("8f", 76)),
+    540: (("8q", 16), ("h", 12), ("h", 14), ("q", 168), ("8d", 104)),
 }
 
 
@@ -143,7 +146,7 @@ def count_non_finite(file: Path) -> int:
     Raises:
         EOFError: if the file is shorter than its header promises.
         OSError, zlib.error: if gzip finds it damaged.
-        ValueError: if it is no NIfTI file.
+        ValueError: if it is no NIfTI file, or its voxels have no size.
     """
     open_file: Any = gzip.open if file.suffix == ".gz" else open
     with ExitStack() as opened:
@@ -174,12 +177,21 @@ def _read_header(stream: IO[bytes]) -> _Header:
     if len(raw) < length:
         raise EOFError(f"{len(raw)} bytes, the header alone has {length}")
     fields = [struct.unpack_from(order + kind, raw, at) for kind, at in _LAYOUTS[length]]
-    (n_axes, *sizes), (datatype,), (bits,), (first,) = fields
+    (n_axes, *sizes), (datatype,), (bits,), (first,), (_, *spacing) = fields
+    _check_spacing(sizes[: max(0, min(n_axes, 3))], spacing)
     voxels = 1
     for size in sizes[: max(0, n_axes)]:
         voxels *= max(0, size)
     kind = _FLOATS.get(datatype)
     return _Header(voxels * bits // 8, kind and order + kind, int(first))
+
+
+def _check_spacing(sizes: Sequence[int], spacing: Sequence[float]) -> None:
+    """Raise ValueError for an axis of several voxels that have no size."""
+    pairs = list(zip(sizes, spacing, strict=False))
+    if any(size > 1 and (side == 0 or not math.isfinite(side)) for size, side in pairs):
+        sides = " x ".join(f"{side:g}" for _, side in pairs)
+        raise ValueError(f"a voxel measures {sides} mm by its header")
 
 
 def _non_finite(content: bytes, float_type: str) -> int:

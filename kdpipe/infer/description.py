@@ -90,7 +90,7 @@ class Description:
                 raise ValueError("of another format")
             content["labels"] = {int(index): name for index, name in content["labels"].items()}
             description = cls(**content)
-            _ = description.preparation, description.decoded
+            description._check()
         except (ValueError, LookupError, TypeError, AttributeError, ValidationError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(
@@ -101,6 +101,15 @@ class Description:
     def to_json(self) -> str:
         """Return it as one line of JSON, the same for equal descriptions."""
         return json.dumps({"format": FORMAT} | asdict(self), sort_keys=True)
+
+    def _check(self) -> None:
+        """Raise ValueError, or what pydantic raises, for a value that cannot be."""
+        _ = self.preparation
+        count = self.decoded.n_labels
+        if sorted(self.labels) != list(range(count)):
+            raise ValueError(f"labels {sorted(self.labels)} of {count}")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap {self.overlap}")
 
     @property
     def preparation(self) -> Preparation:

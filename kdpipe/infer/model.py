@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdpipe.atomic import atomic_path
+from kdpipe.checksums import check_archive
 from kdpipe.discover import trained_files
 from kdpipe.errors import DataError
 from kdpipe.nets.base import network_of, network_stages
@@ -97,6 +98,7 @@ def read_tensors(path: Path) -> Any:
         ValueError: the file is not there, damaged, or holds other objects.
     """
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive or pickle raises nearly anything
         reason = str(error).partition(". ")[0]  # torch goes on with advice to run the file's code

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kdpipe.atomic import atomic_folder
+from kdpipe.atomic import atomic_folder, check_replaceable
 from kdpipe.data.store import StoredCase
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
@@ -44,8 +44,9 @@ def predict_cases(
 
     Raises:
         DataError: a case or the model cannot be read, or its scores are not finite.
-        ConfigError: see `kdpipe.infer.engine.checked_engine`.
+        ConfigError: `out` holds something else; see `kdpipe.infer.engine.checked_engine`.
     """
+    check_replaceable(out, lambda names: all(map(_written, names)))
     trained = load_model(model)
     trained.network.to(device)
     targets = Targets.of(trained.run)
@@ -70,6 +71,10 @@ def predict_cases(
             if on_prepared_grid:
                 write_labels(restorer.prepared_image(), temporary / "prepared", case)
             report.advance(note=case)
+
+
+def _written(name: str) -> bool:
+    return name == "prepared" or name.endswith(".nii.gz")
 
 
 def _restore(restorer: Restorer, slabs: Iterable[Slab], case: str) -> None:

@@ -116,7 +116,8 @@ class Correction(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return attention times feature, and the converted attention, both ``(B, c, *S)``."""

@@ -247,8 +247,11 @@ class Method(Distiller):
         if self.adversary is None:
             return torch.tensor([self.params.tau])
         if self.params.temperature == "learnable":
-            return self.adversary(-1.0)  # reversed twice: theta descends like all else
-        return self.adversary(half_cosine(progress.step / progress.steps, 0.0, self.params.growth))
+            strength = -1.0  # reversed twice: theta descends like all else
+        else:
+            strength = half_cosine(progress.step / progress.steps, 0.0, self.params.growth)
+        temperature: Tensor = self.adversary(strength)
+        return temperature
 
 
 def _check_weights(params: Any) -> None:

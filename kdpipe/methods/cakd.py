@@ -53,7 +53,7 @@ from torch import Tensor
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.divergences import probabilities
-from kdpipe.terms.features import resize
+from kdpipe.terms.features import lengths, resize
 from kdpipe.terms.weights import weighted
 
 _LEAST_NORM = 0.1
@@ -123,9 +123,9 @@ def _softened(logits: Tensor, feature: Tensor, norm: str) -> Tensor:
     if norm == "tensor":
         length = torch.linalg.vector_norm(feature)
     else:
-        lengths = torch.linalg.vector_norm(feature, dim=1, keepdim=True)
-        mean = lengths.detach().mean(dim=tuple(range(1, lengths.ndim)), keepdim=True)
-        length = resize((lengths + _EPS) / (mean + _EPS), logits.shape[2:])
+        norms = lengths(feature, dim=1)
+        mean = norms.detach().mean(dim=tuple(range(1, norms.ndim)), keepdim=True)
+        length = resize((norms + _EPS) / (mean + _EPS), logits.shape[2:])
     return logits / length.clamp_min(_LEAST_NORM)
 
 

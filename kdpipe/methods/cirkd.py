@@ -269,4 +269,5 @@ class Method(Distiller):
         masks = class_masks(labels, self.context.num_classes, self.regions)[:, self.first :]
         self.memory.enqueue_pixels(units, masks)
         self.memory.enqueue_regions(units, masks)
-        return self.memory(student, units, masks)
+        terms: dict[str, Tensor] = self.memory(student, units, masks)
+        return terms

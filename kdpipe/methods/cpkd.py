@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -88,15 +89,16 @@ class Params(Parameters):
     ramp: float = Field(0.2, ge=0, le=1, description="share of the training that the terms rise in")
 
 
-def channel_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def channel_loss(student: Tensor, teacher: Tensor, relative: bool = False) -> Tensor:
     """Return the mean squared difference of two matrices of correlations between channels.
 
     Args:
         student: ``(B, C, *s)``.
         teacher: ``(B, C, *S)``, of as many channels; gets no gradient.
+        relative: whether each voxel's mean over the channels is taken from it first.
     """
-    theirs = pearson_gram(teacher.detach().flatten(2))
-    return (pearson_gram(student.flatten(2)) - theirs).pow(2).mean()
+    theirs = pearson_gram(teacher.detach().flatten(2), relative=relative)
+    return (pearson_gram(student.flatten(2), relative=relative) - theirs).pow(2).mean()
 
 
 def pixel_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -179,11 +181,14 @@ class Method(Distiller):
 
         def channel() -> Tensor:
             ours, theirs = maps(params.space)
-            return channel_loss(self.adapter(ours) if params.space == "feature" else ours, theirs)
+            ours = self.adapter(ours) if params.space == "feature" else ours
+            return channel_loss(ours, theirs, self._relative(params.space))
 
         def pixel() -> Tensor:
-            ours, theirs = maps(self.pixel_space)
-            return pixel_loss(*self._places(ours, theirs, teacher.logits))
+            places: Sequence[Tensor] = self._places(*maps(self.pixel_space), teacher.logits)
+            if self._relative(self.pixel_space):  # at few places that is cheap
+                places = [at - at.mean(1, keepdim=True) for at in places]
+            return pixel_loss(*places)
 
         def logits() -> Tensor:
             return kd_loss(student.logits, teacher.logits, params.tau, self.regions)
@@ -194,12 +199,14 @@ class Method(Distiller):
             kd=(params.weight_kd, logits),
         )
 
+    def _relative(self, space: Space) -> bool:
+        """Whether what is correlated is yet to be centred over the classes."""
+        return space == "logit" and not self.regions
+
     def _maps(self, student: Outputs, teacher: Outputs, space: Space) -> tuple[Tensor, Tensor]:
         """Return what is correlated, on one grid."""
         if space == "logit":
-            if self.regions:
-                return student.logits, teacher.logits
-            return tuple(z - z.mean(1, keepdim=True) for z in (student.logits, teacher.logits))
+            return student.logits, teacher.logits
         if space == "prob":
             how = self.regions, self.params.tau_prob
             return probabilities(student.logits, *how), probabilities(teacher.logits, *how)

@@ -128,7 +128,8 @@ class Method(Distiller):
 
         def logits_loss() -> Tensor:
             divergence = logit_kl(student.logits, logits, params.tau, self.regions)
-            return params.tau**2 * divergence.mean()
+            loss: Tensor = params.tau**2 * divergence.mean()
+            return loss
 
         return weighted(
             self_teacher=(

@@ -82,7 +82,8 @@ def factor_network(spatial_dims: int, inputs: int, outputs: int, norm: bool) -> 
     for before, after in ((inputs, inputs), (inputs, outputs), (outputs, outputs)):
         layer = convolution(spatial_dims, before, after)
         nn.init.kaiming_normal_(layer.weight, a=0.1, mode="fan_out")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
         layers.append(layer)
         layers += [batch_norm(spatial_dims, after)] if norm else []
         layers.append(nn.LeakyReLU(0.1))

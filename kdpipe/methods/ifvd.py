@@ -42,7 +42,7 @@ from torch import Tensor
 from kdpipe.discover import Field, Parameters
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.methods.kd import kd_loss
-from kdpipe.terms.features import common_size, resize
+from kdpipe.terms.features import common_size, lengths, resize
 from kdpipe.terms.masks import class_centres, class_masks, resize_target
 from kdpipe.terms.weights import weighted
 
@@ -68,7 +68,8 @@ def variation_maps(feature: Tensor, target: Tensor, num_classes: int, regions: b
         num_classes: number of classes; regions do not need it.
         regions: whether the target is overlapping regions.
     """
-    units = F.normalize(feature.flatten(2), dim=1, eps=1e-6)
+    flat = feature.flatten(2)
+    units = flat / lengths(flat, dim=1).clamp_min(1e-6)
     maps = []
     for labels in target.unbind(1) if regions else [target]:
         masks = class_masks(labels, 2 if regions else num_classes, regions=False)

@@ -110,13 +110,15 @@ def saliency(feature: Tensor) -> Tensor:
     """
     positive = feature.relu().flatten(2)
     weights = positive.mean(2).softmax(dim=1)
-    return (weights.unsqueeze(1) @ positive).unflatten(2, feature.shape[2:])
+    total: Tensor = (weights.unsqueeze(1) @ positive).unflatten(2, feature.shape[2:])
+    return total
 
 
 def standardised(maps: Tensor) -> Tensor:
     """Return ``(B, n)`` with mean 0 and standard deviation 1; 0 where a map is constant."""
     centred = maps - maps.mean(1, keepdim=True)
-    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / maps.shape[1] ** 0.5
+    norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    deviation: Tensor = norms / maps.shape[1] ** 0.5
     return centred / (deviation + _EPS)
 
 

@@ -48,7 +48,8 @@ Deviations: In the code neither projections nor context blocks reach the optimis
 from __future__ import annotations
 
 import functools
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,7 @@ class ContextBlock(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Return the offset ``(B, c)`` for ``(B, c, *S)``."""
-        share = self.attend(feature).flatten(1).softmax(1)
+        share: Tensor = self.attend(feature).flatten(1).softmax(1)
         offset: Tensor = self.offset((feature.flatten(2) @ share.unsqueeze(2)).squeeze(2))
         return offset
 
@@ -157,7 +158,7 @@ class Stage(nn.Module):
     def context_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean squared error of features ``(B, c, *S)`` with their context added."""
         teacher = teacher.detach()
-        offset = self.ours(student) - self.theirs(teacher)
+        offset: Tensor = self.ours(student) - self.theirs(teacher)
         return ((student - teacher).flatten(2) + offset.unsqueeze(2)).pow(2).mean()
 
 
@@ -187,6 +188,7 @@ class Method(Distiller):
     ) -> dict[str, Tensor]:
         """Return the terms ``foreground``, ``background``, ``attention`` and ``context``."""
         params = self.params
+        stages = cast(Sequence[Stage], self.stages)  # a ModuleList does not say of what
 
         @functools.cache
         def taught(stage: int) -> Tensor:
@@ -194,7 +196,7 @@ class Method(Distiller):
 
         @functools.cache
         def ours(stage: int) -> Tensor:
-            projected = self.stages[stage].project(student.features[self.pairs[stage][0]])
+            projected = stages[stage].project(student.features[self.pairs[stage][0]])
             return unit_scale(resize(projected, taught(stage).shape[2:]), constant=False)
 
         @functools.cache
@@ -220,6 +222,6 @@ class Method(Distiller):
             ),
             context=(
                 ramp * params.weight_context,
-                lambda: total(lambda s: self.stages[s].context_loss(ours(s), taught(s))),
+                lambda: total(lambda s: stages[s].context_loss(ours(s), taught(s))),
             ),
         )

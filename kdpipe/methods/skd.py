@@ -104,7 +104,7 @@ def pair_loss(student: Tensor, teacher: Tensor, grid: int) -> Tensor:
 
 def _units(nodes: Tensor) -> Tensor:
     """The columns over their norms, which are constants, as published."""
-    norms = torch.linalg.vector_norm(nodes.detach(), dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(nodes.detach(), dim=1, keepdim=True)
     return nodes / norms.clamp_min(1e-6)
 
 

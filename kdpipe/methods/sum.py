@@ -23,7 +23,7 @@ Deviations: One part at most may be pre-fitted. A part that learns from the stud
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 class Params(Parameters):
     """The methods that are added up; written as a list, see `kdpipe.composition`."""
 
-    parts: list[dict] = Field(min_length=2, description="name, label and params of each")
+    parts: list[dict[str, object]] = Field(
+        min_length=2, description="name, label and params of each"
+    )
 
 
 class Method(Distiller):
@@ -49,8 +51,10 @@ class Method(Distiller):
         super().__init__(params, context)
         self.labels = [part["label"] for part in params.parts]
         self.parts = nn.ModuleList(_build(part, context) for part in params.parts)
-        self.needs_teacher = any(part.needs_teacher for part in self.parts)
-        self.past_self = any(part.past_self for part in self.parts)
+        each = self._each()
+        # of the class in all other methods, of the object here
+        self.needs_teacher = any(part.needs_teacher for part in each)  # type: ignore[misc]
+        self.past_self = any(part.past_self for part in each)  # type: ignore[misc]
         prefitted = [name for name, part in self._named() if part.prefit_steps()]
         if len(prefitted) > 1:
             raise ConfigError(
@@ -60,11 +64,11 @@ class Method(Distiller):
 
     def student_taps(self) -> tuple[str, ...]:
         """The taps of all parts."""
-        return tuple(dict.fromkeys(tap for part in self.parts for tap in part.student_taps()))
+        return tuple(dict.fromkeys(tap for part in self._each() for tap in part.student_taps()))
 
     def teacher_taps(self) -> tuple[str, ...]:
         """The taps of all parts."""
-        return tuple(dict.fromkeys(tap for part in self.parts for tap in part.teacher_taps()))
+        return tuple(dict.fromkeys(tap for part in self._each() for tap in part.teacher_taps()))
 
     def losses(
         self, student: Outputs, teacher: Outputs | None, target: Tensor, progress: Progress
@@ -78,7 +82,7 @@ class Method(Distiller):
 
     def paced_parameters(self) -> Iterable[tuple[nn.Parameter, float]]:
         """Those of all parts."""
-        return [pair for part in self.parts for pair in part.paced_parameters()]
+        return [pair for part in self._each() for pair in part.paced_parameters()]
 
     def diagnostics(self) -> dict[str, float]:
         """Those of all parts, under their labels."""
@@ -90,26 +94,29 @@ class Method(Distiller):
 
     def prefit_steps(self) -> int:
         """Those of the part that wants some."""
-        return max(part.prefit_steps() for part in self.parts)
+        return max(part.prefit_steps() for part in self._each())
 
     def prefit(self, teacher: Iterable[Outputs]) -> None:
         """Pre-fit the part that wants it."""
-        for part in self.parts:
+        for part in self._each():
             if part.prefit_steps():
                 part.prefit(teacher)
 
     def critic_loss(self, student: Outputs, teacher: Outputs | None) -> Tensor | None:
         """The sum of the parts' adversaries, None if there is none."""
-        found = [part.critic_loss(student, teacher) for part in self.parts]
+        found = [part.critic_loss(student, teacher) for part in self._each()]
         losses = [loss for loss in found if loss is not None]
         return torch.stack(losses).sum() if losses else None
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         """Those of all parts."""
-        return [parameter for part in self.parts for parameter in part.critic_parameters()]
+        return [parameter for part in self._each() for parameter in part.critic_parameters()]
 
-    def _named(self) -> Iterator[tuple[str, Any]]:
-        return zip(self.labels, self.parts, strict=True)
+    def _each(self) -> list[Distiller]:
+        return [cast(Distiller, part) for part in self.parts]
+
+    def _named(self) -> Iterator[tuple[str, Distiller]]:
+        return zip(self.labels, self._each(), strict=True)
 
 
 def _build(part: dict[str, Any], context: Context) -> Distiller:

@@ -53,6 +53,7 @@ from kdpipe.methods.base import Context, Distiller, Outputs, Progress
 from kdpipe.terms.adapters import pointwise
 from kdpipe.terms.divergences import target_margin, without_target
 from kdpipe.terms.features import resize, unit_scale
+from kdpipe.terms.pieces import pieces
 from kdpipe.terms.weights import weighted
 
 _logger = logging.getLogger(__name__)
@@ -91,14 +92,18 @@ def zipf_labels(logits: Tensor, weak: Tensor | None, target: Tensor) -> Tensor:
         weak: logits ``(B, C, *S)`` that help to rank, or None.
         target: labels ``(B, *S)``.
     """
-    score = without_target(logits, target).softmax(dim=1)
-    if weak is not None:
-        score = score + without_target(weak, target).softmax(dim=1)
-    rank = torch.ones_like(score)
-    for other in score.unbind(dim=1):  # counted, as sorting takes indices of 64 bits
-        rank += other.unsqueeze(1) > score
-    shares = rank.reciprocal_().scatter_(1, target.unsqueeze(1), 0.0)
-    return shares / shares.sum(dim=1, keepdim=True)
+    shares = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    helpers = [] if weak is None else [weak]
+    for scores, labels, result, *others in pieces([logits, target, shares, *helpers], 1):
+        score = without_target(scores, labels).softmax(dim=1)
+        for other in others:
+            score += without_target(other, labels).softmax(dim=1)
+        rank, ahead = torch.ones_like(score), torch.empty_like(score)
+        for rival in score.unbind(dim=1):  # counted, as sorting takes indices of 64 bits
+            rank += torch.gt(rival.unsqueeze(1), score, out=ahead)
+        part = rank.reciprocal_().scatter_(1, labels.unsqueeze(1), 0.0)
+        torch.div(part, part.sum(dim=1, keepdim=True), out=result)
+    return shares
 
 
 def nontarget_loss(logits: Tensor, weak: Tensor | None, target: Tensor) -> Tensor:
@@ -160,11 +165,13 @@ class Method(Distiller):
         weak = None
         if self.head is not None:
             weak = resize(self.head(unit_scale(student.features[self.tap])), logits.shape[2:])
+
+        def from_weak() -> Tensor:
+            assert weak is not None  # there is a head where this term has a weight
+            return weak_loss(weak, target, params.smoothing, self.regions)
+
         return weighted(
             target=(params.weight_target, lambda: target_loss(logits, target, self.regions)),
             nontarget=(self.weight_nontarget, lambda: nontarget_loss(logits, weak, target)),
-            weak=(
-                params.weight_weak,
-                lambda: weak_loss(weak, target, params.smoothing, self.regions),
-            ),
+            weak=(params.weight_weak, from_weak),
         )

@@ -28,6 +28,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
 
+from kdpipe.checksums import check_archive
 from kdpipe.discover import Parameters
 from kdpipe.errors import ConfigError, DataError
 from kdpipe.nets._foreign import Foreign, check_channels, check_taps, model_path, places
@@ -49,7 +50,7 @@ class ExportedNetwork(Foreign):
     """A program whose graph follows its weights to another device."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExportedNetwork:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         tensor = next(chain(self.parameters(), self.buffers()), None)
         if tensor is not None:
             for module in self.modules():
@@ -100,6 +101,7 @@ def load_program(file: Path, extra_files: dict[str, Any] | None = None) -> Expor
         ValueError: the file is damaged, of another kind, or holds a pickled object of Python.
     """
     try:
+        check_archive(file)
         with _no_code(file):
             return torch.export.load(file, extra_files=extra_files)
     except Exception as error:  # zip, JSON and unpickling errors alike

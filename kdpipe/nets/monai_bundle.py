@@ -94,7 +94,7 @@ def _parser(folder: Path) -> ConfigParser:
 
 def _network(parser: ConfigParser, entry: str, who: str) -> nn.Module:
     if entry not in parser:
-        raise ConfigError(f"{who} has no entry {entry!r}: {did_you_mean(entry, parser.config)}")
+        raise ConfigError(f"{who} has no entry {entry!r}: {did_you_mean(entry, parser.get())}")
     try:
         network = parser.get_parsed_content(entry)
     except Exception as error:  # whatever the configuration's code raises

@@ -177,7 +177,8 @@ class _Student:
 def _case_means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean Dice of each case over structures, then seeds; columns `by`, case, value."""
     seeds = rows.groupby([*by, "case", "seed"], sort=True, as_index=False)["value"].mean()
-    return seeds.groupby([*by, "case"], sort=True, as_index=False)["value"].mean()
+    cases: pd.DataFrame = seeds.groupby([*by, "case"], sort=True, as_index=False)["value"].mean()
+    return cases
 
 
 def _only(rows: pd.DataFrame, teacher: str, method: str) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def legend_entries(
     labelled: Sequence[Masks], errors: Sequence[Masks], styles: Mapping[str, Style]
 ) -> dict[str, tuple[Line2D, ...]]:
     """Return label -> lines over each other, of only what is on the panels."""
-    entries = {
+    entries: dict[str, tuple[Line2D, ...]] = {
         name: (Line2D([], [], color=colour, linestyle=dashes, linewidth=_SAMPLE),)
         for name, (colour, dashes) in styles.items()
         if any(masks[name].any() for masks in labelled)
@@ -108,7 +108,7 @@ def legend_entries(
 
 def _points_a_voxel(axes: Axes, across: float) -> float:
     width: float = axes.get_window_extent().width * _PER_INCH / axes.figure.dpi
-    return width * across / abs(np.ptp(axes.get_xlim()))
+    return width * across / abs(float(np.ptp(axes.get_xlim())))
 
 
 def _edges(mask: np.ndarray, spacing: tuple[float, float]) -> list[np.ndarray]:

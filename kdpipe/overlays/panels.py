@@ -126,8 +126,9 @@ class _Sheet:
         size = (width, legend + 2 * height + _GAP + lines * _TITLE_LINE + 2 * _MARGIN)
         figure = Figure(figsize=size, dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
+        samples: list[Any] = list(entries.values())  # Matplotlib's types know single ones alone
         figure.legend(
-            list(entries.values()),
+            samples,
             list(entries),
             handler_map={tuple: HandlerTuple(ndivide=1)},
             loc="lower center",

@@ -58,7 +58,8 @@ class View:
         if self.axes[1] > self.axes[2]:
             plane = plane.swapaxes(0, 1)
         down, across = (slice(None, None, -1 if flip else 1) for flip in self.flips)
-        return plane[down, across]
+        turned: np.ndarray = plane[down, across]
+        return turned
 
 
 def view_of(volume: LabelMap) -> View:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.atomic import atomic_folder, write_json
+from kdpipe.atomic import atomic_folder, check_replaceable, write_json
 from kdpipe.data.manifest import Case, read_manifest
 from kdpipe.errors import DataError
 from kdpipe.metrics.labelmaps import LabelMap, check_same_grid, read_label_map
@@ -23,6 +23,7 @@ from kdpipe.overlays.panels import Column, Picture, draw
 from kdpipe.overlays.slices import View, frame_of, grey_window, read_first_channel, to_grey, view_of
 from kdpipe.progress import ProgressReport
 
+INDEX = "overlays.json"
 _MOST = "most reference foreground"
 _DIFFERS = "largest difference between the undistilled and the best distilled student"
 
@@ -41,9 +42,11 @@ def write_overlays(run: Mapping[str, Any], tables: Path, out: Path) -> None:
             [0, 1] by structure, null where it is undefined; and a ``caption``.
 
     Raises:
+        ConfigError: `out` holds something else.
         DataError: scores, manifest, an image or a prediction is missing or unreadable, or a
             prediction lies on another grid.
     """
+    check_replaceable(out, lambda names: INDEX in names)
     choices = choose(run, read_dice(tables / "scores.csv", run["protocols"][0]))
     names = list(
         dict.fromkeys(s for facts in run["datasets"].values() for s in facts["structures"])
@@ -55,7 +58,7 @@ def write_overlays(run: Mapping[str, Any], tables: Path, out: Path) -> None:
             for choice in choices:
                 entries += _draw_case(choice, run["datasets"][choice.dataset], styles, temporary)
                 report.advance(note=choice.case)
-        write_json(temporary / "overlays.json", entries)
+        write_json(temporary / INDEX, entries)
 
 
 def _draw_case(

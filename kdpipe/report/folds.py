@@ -46,4 +46,4 @@ def whole_splits(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(results: pd.DataFrame, pooled: pd.DataFrame) -> list[str]:
-    return [name for name in results if name not in pooled]
+    return [name for name in results.columns if name not in pooled]

@@ -26,7 +26,7 @@ from kdpipe.infer.segment import segment
 from kdpipe.infer.window import Network
 from kdpipe.progress import ProgressReport
 from kdpipe.scans.components import Cleanup, keep_largest
-from kdpipe.scans.read import read_scan, voxels_of
+from kdpipe.scans.read import check_memory, read_scan, voxels_of
 from kdpipe.scans.report import Report
 from kdpipe.scans.scan import Scan
 
@@ -64,8 +64,10 @@ class Segmenter:
         Raises:
             DataError: it cannot be read, failed a check, or cannot be prepared.
         """
+        images = read_scan(scan, self.description.channels)
+        check_memory(scan, images, self.description.preparation)
         labels = segment(
-            read_scan(scan, self.description.channels),
+            images,
             self.network,
             self.description,
             self.device,

@@ -6,12 +6,13 @@ would bend the patient in silence. So the positions of the slices are checked he
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -30,6 +31,8 @@ _CLASS = re.compile(rb"\x02\x00\x02\x00UI..1\.2\.840\.10008\.(?:5\.1\.4\.1\.1\.)
 # CT, MR, NM and PET, enhanced and legacy ones too
 _VOLUMES = {b"2", b"2.1", b"2.2", b"4", b"4.1", b"4.4", b"20", b"128", b"128.1", b"130"}
 _SERIES_NUMBER = "0020|0011"
+
+T = TypeVar("T")
 
 
 class _Slice(NamedTuple):
@@ -59,17 +62,36 @@ def series_below(root: Path) -> list[Scan]:
     """Return the DICOM series of a folder and of those below it, each named after its folder.
 
     Where a folder holds several, the series' number, else its UID, is added. A file of an image
-    that cannot be read makes the series of its folder wrong, as it may be a slice of it.
+    that cannot be read makes the series of its folder wrong, as it may be a slice of it. A folder
+    that cannot be read is a scan that is wrong.
     """
+    closed: list[OSError] = []
+    seen = {place.resolve() for place in (root, *root.resolve().parents)}
     scans = []
-    for folder, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    for folder, below, names in os.walk(root, onerror=closed.append, followlinks=True):
+        below[:] = [name for name in sorted(below) if _is_new(Path(folder, name), seen)]
         files = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
         candidates = [file for file in files if is_dicom(file)]
         if candidates or any(not file.suffix for file in files):  # old files begin with no mark
-            inside = Path(folder).relative_to(root).parts or (root.resolve().name,)
-            scans += _series_of(Path(folder), "_".join(inside), candidates)
+            scans += _series_of(Path(folder), _name_below(root, Path(folder)), candidates)
+    for error in closed:
+        folder = Path(error.filename)
+        wrong = f"the folder cannot be read ({error.strerror}); make it readable"
+        scans.append(Scan(_name_below(root, folder), (folder,), dicom=True, wrong=wrong))
     return scans
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Say whether a folder is to be looked into; links may lead to one again, or above it."""
+    place = folder.resolve()
+    if folder.name.startswith(".") or place in seen:
+        return False
+    seen.add(place)
+    return True
+
+
+def _name_below(root: Path, folder: Path) -> str:
+    return "_".join(folder.relative_to(root).parts or (root.resolve().name,))
 
 
 def _series_of(folder: Path, name: str, candidates: Sequence[Path]) -> list[Scan]:
@@ -84,7 +106,10 @@ def _series_of(folder: Path, name: str, candidates: Sequence[Path]) -> list[Scan
     wrong = ""
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        wrong = f"{damaged[0]}{more}: a DICOM image that cannot be read; copy the folder again"
+        wrong = (
+            f"{damaged[0].name}{more}: a DICOM image that cannot be read; copy the folder again, "
+            "or convert it if it is compressed in a rare way"
+        )
     if not series:
         return [Scan(name, tuple(damaged), dicom=True, wrong=wrong)] if damaged else []
     names = _names(name, series)
@@ -118,7 +143,7 @@ def read_series(files: Sequence[Path]) -> sitk.Image:
         DataError: a file cannot be read, or the slices do not make a grid.
     """
     if len(files) == 1:
-        return _told(files[0], lambda: sitk.ReadImage(str(files[0])))
+        return _told(files[0], functools.partial(sitk.ReadImage, str(files[0])))
     slices = [_header(file, _slice) for file in files]
     _check_alike(slices)
     slices = _check_places(slices)
@@ -126,7 +151,8 @@ def read_series(files: Sequence[Path]) -> sitk.Image:
     reader.SetFileNames([str(one.file) for one in slices])
     if len({one.pixel for one in slices}) > 1:  # slopes by slice: the first one's type may be whole
         reader.SetOutputPixelType(sitk.sitkFloat32)
-    return _told(files[0].parent, reader.Execute)
+    volume: sitk.Image = _told(files[0].parent, reader.Execute)
+    return volume
 
 
 def _header(file: Path, what: Callable[[sitk.ImageFileReader], Any]) -> Any:
@@ -136,7 +162,7 @@ def _header(file: Path, what: Callable[[sitk.ImageFileReader], Any]) -> Any:
     return what(reader)
 
 
-def _told(place: Path, function: Callable[[], Any]) -> Any:
+def _told(place: Path, function: Callable[[], T]) -> T:
     try:
         return function()
     except RuntimeError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdpipe.data.manifest import check_case_name
-from kdpipe.errors import ConfigError
+from kdpipe.errors import ConfigError, DataError
 from kdpipe.images.files import PICTURES, SCAN_SUFFIXES, case_name
 from kdpipe.scans.dicom import is_dicom, series_below
 from kdpipe.scans.scan import Scan
@@ -18,7 +20,7 @@ def check_paths(paths: Sequence[Path]) -> None:
     """Raise ConfigError if there is no path, or one that does not exist."""
     if not paths:
         raise ConfigError("no scan is given: name files or folders after the options")
-    if missing := [str(path) for path in paths if not path.exists()]:
+    if missing := [str(path) for path in paths if not os.path.exists(path)]:
         raise ConfigError(f"no such file or folder: {', '.join(missing)}")
 
 
@@ -35,7 +37,6 @@ def find_scans(paths: Sequence[Path], channels: int) -> list[Scan]:
 
     Raises:
         ConfigError: a file is no image, a folder holds none, or two scans have one name.
-        DataError: no file can have a scan's name.
     """
     files: dict[Path, Path] = {}  # given twice, it is one scan
     scans: dict[tuple[Path, ...], Scan] = {}
@@ -55,7 +56,7 @@ def find_scans(paths: Sequence[Path], channels: int) -> list[Scan]:
             raise ConfigError(f"{path}: no image that can be read ({_known()}) and no DICOM file")
     found = sorted([*scans.values(), *_grouped(files.values(), channels)], key=lambda s: s.name)
     _check_names(found)
-    return found
+    return [_named(scan) for scan in found]
 
 
 def _known() -> str:
@@ -63,6 +64,8 @@ def _known() -> str:
 
 
 def _images_in(folder: Path, pictures: bool) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):  # which is told with the series below it
+        return []
     return [
         file
         for file in sorted(folder.iterdir())
@@ -109,10 +112,18 @@ def _stem(file: Path) -> str:
 def _check_names(scans: Sequence[Scan]) -> None:
     places: dict[str, str] = {}
     for scan in scans:
-        check_case_name(scan.name)
         if scan.name in places:
             raise ConfigError(
                 f"the label maps of {places[scan.name]} and {scan.place} would both be called "
                 f"{scan.name!r}: rename one of them, or predict them in two runs"
             )
         places[scan.name] = scan.place
+
+
+def _named(scan: Scan) -> Scan:
+    """Return the scan; one after which no label map can be called is wrong."""
+    try:
+        check_case_name(scan.name)
+    except DataError as error:
+        return replace(scan, wrong=str(error))
+    return scan

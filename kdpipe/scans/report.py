@@ -34,7 +34,7 @@ class Report:
             others for people.
         scans: all of the batch.
         out: name of the label map of each scan.
-        kept: entries of scans that an earlier run has done, see `begun_before`.
+        kept: entries of scans that an earlier run has done, see `done_before`.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Report:
         return sum(entry["status"] == "done" for entry in self._entries.values())
 
     def begin(self, scan: Scan) -> None:
-        """Note that a scan is being worked on."""
-        self._entries[scan.name]["status"] = "started"
+        """Note that a scan is being worked on, and what its files are now."""
+        self._entries[scan.name] |= {"status": "started", "read": _state(scan)}
 
     def finish(self, scan: Scan, seconds: float, found: Mapping[str, Any]) -> None:
         """Note a scan that is done, with what was found."""
@@ -148,3 +148,27 @@ def begun_before(
         if scan.name in entries
         and entries[scan.name] | _begun(scan, out[scan.name]) == entries[scan.name]
     }
+
+
+def done_before(
+    begun: Mapping[str, Entry], scans: Sequence[Scan], out: Mapping[str, Path]
+) -> dict[str, Entry]:
+    """Return those entries of `begun` whose label map is there and whose scan is what it was."""
+    return {
+        scan.name: begun[scan.name]
+        for scan in scans
+        if scan.name in begun
+        and begun[scan.name]["status"] == "done"
+        and out[scan.name].is_file()
+        and begun[scan.name].get("read") == _state(scan)
+    }
+
+
+def _state(scan: Scan) -> Entry:
+    """Return what changes where a scan's files are replaced; nothing if one is not there."""
+    try:
+        found = [file.stat() for file in scan.files]
+    except OSError:
+        return {}
+    newest = datetime.fromtimestamp(max(one.st_mtime for one in found), UTC)
+    return {"bytes": sum(one.st_size for one in found), "modified": newest.isoformat()}

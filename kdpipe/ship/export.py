@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kdpipe.atomic import atomic_folder, write_json, write_text
+from kdpipe.atomic import atomic_folder, check_replaceable, write_json, write_text
 from kdpipe.data.manifest import Case
 from kdpipe.discover import trained_files
 from kdpipe.engine.device import processor
@@ -56,7 +56,7 @@ def export(
         prepared: folder that ``prepare`` wrote, of the images that it was trained on.
         split: case ids; those to train with calibrate the form in 8 bits, up to three of those to
             validate check all forms.
-        out: folder to write; it appears as a whole, and replaces an old one.
+        out: folder to write; it appears as a whole, and replaces an old export.
         forms: of `kdpipe.ship.forms.FORMS`.
         labels: label id -> name, background included; None: as in the model.
         overlap: of windows, in the check and wherever the network will be used.
@@ -64,10 +64,11 @@ def export(
         raw: cases with their raw files. With one to validate, a bundle is run on it by MONAI.
 
     Raises:
-        ConfigError: there is no such model or form; the prepared images are not the model's; the
-            network cannot have a form; a package is missing.
+        ConfigError: `out` holds something else; there is no such model or form; the prepared
+            images are not the model's; the network cannot have a form; a package is missing.
         DataError: the model or a case is damaged, or a form does not give what the model gives.
     """
+    check_replaceable(out, lambda names: PARITY in names)
     writers = {name: load_form(name) for name in dict.fromkeys(forms)}
     trained = _trained(model)
     _check_prepared(trained, prepared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -201,7 +201,7 @@ def _power(pairs: Sequence[_Pair], table: pd.DataFrame, settings: Statistics) ->
     """
     alpha = 1 - settings.confidence
     shown = table[(table["structure"] == OVERALL) & (table["against_kind"] == "none")]
-    spread: dict[tuple[str, ...], list[float]] = {}
+    spread: dict[tuple[Hashable, ...], list[float]] = {}
     for pair in pairs:
         keys = pair.block.keys
         scatters = pair.mean.differences.size > 1

@@ -113,10 +113,10 @@ def paired_mean(first: Array, second: Array, pooled: SeedScatter) -> PairedMean:
         pooled: scatter over seeds of all arms, see `seed_scatter`.
     """
     pair = np.stack([first, second])
-    has_scores = (~np.isnan(pair)).any(1)
+    has_scores = np.any(~np.isnan(pair), axis=1)
     pair = pair[:, :, has_scores.all(0)]  # the seeds that both have
-    valid = np.isfinite(pair).all(0)
-    cases = valid.any(1)
+    valid = np.all(np.isfinite(pair), axis=0)
+    cases = np.any(valid, axis=1)
     finite = np.where(valid, pair, 0.0)[:, cases]
     difference = finite[0] - finite[1]
     return PairedMean(

@@ -136,7 +136,8 @@ class Reference(Strict):
     @property
     def datasets(self) -> set[str]:
         """All cards that tables or claims are about."""
-        return {name for part in (*self.tables, *self.claims) for name in part.datasets}
+        parts: list[Published | Claim] = [*self.tables, *self.claims]
+        return {name for part in parts for name in part.datasets}
 
 
 def load_references(folder: Path = FOLDER) -> list[Reference]:

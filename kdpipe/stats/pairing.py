@@ -119,4 +119,5 @@ def _nanmean(values: Array, axis: int) -> Array:
     valid = np.isfinite(values)
     count = valid.sum(axis)
     total = np.where(valid, values, 0.0).sum(axis)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    means: Array = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return means

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 def convolution(
     spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, **settings: Any
-) -> nn.Module:
+) -> nn.Conv2d | nn.Conv3d:
     """Return a convolution that keeps the grid (odd `kernel`, stride 1)."""
     layer = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
     return layer(inputs, outputs, kernel, padding=kernel // 2, **settings)
 
 
-def pointwise(spatial_dims: int, inputs: int, outputs: int, bias: bool = False) -> nn.Module:
+def pointwise(
+    spatial_dims: int, inputs: int, outputs: int, bias: bool = False
+) -> nn.Conv2d | nn.Conv3d:
     """Return a 1×1(×1) convolution, the adapter between two numbers of channels."""
     return convolution(spatial_dims, inputs, outputs, kernel=1, bias=bias)
 
@@ -64,7 +66,7 @@ def reverse_gradient(tensor: Tensor, strength: float) -> Tensor:
 
     Source: Ganin, Lempitsky: Unsupervised domain adaptation by backpropagation, ICML 2015.
     """
-    result: Tensor = _ReversedGradient.apply(tensor, strength)
+    result: Tensor = _ReversedGradient.apply(tensor, strength)  # type: ignore[no-untyped-call]
     return result
 
 

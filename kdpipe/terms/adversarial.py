@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         """Return the feature ``(B, c, *s)`` plus what its positions gather from each other."""
         query, key = self.query(feature).flatten(2), self.key(feature).flatten(2)
         gaze = (query.transpose(1, 2) @ key).softmax(dim=2)
-        gathered = self.value(feature).flatten(2) @ gaze.transpose(1, 2)
+        gathered: Tensor = self.value(feature).flatten(2) @ gaze.transpose(1, 2)
         return feature + self.strength * gathered.view_as(feature)
 
 
@@ -54,7 +54,8 @@ class Critic(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the scores ``(B,)`` of maps ``(B, C, *S)``; any grid of one voxel or more."""
-        return self.score(self.attend(self.down(maps))).flatten(1).mean(dim=1)
+        places: Tensor = self.score(self.attend(self.down(maps)))
+        return places.flatten(1).mean(dim=1)
 
 
 def frozen_score(critic: nn.Module, maps: Tensor) -> Tensor:
@@ -81,5 +82,6 @@ def wasserstein_loss(critic: nn.Module, fake: Tensor, real: Tensor, penalty: flo
     between = (share * real + (1.0 - share) * fake).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     voxels = real[0, 0].numel()
-    slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1) * voxels**0.5
-    return critic(fake).mean() - critic(real).mean() + penalty * (slope - 1.0).square().mean()
+    slope: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1) * voxels**0.5
+    gap: Tensor = critic(fake).mean() - critic(real).mean()
+    return gap + penalty * (slope - 1.0).square().mean()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdpipe.terms.divergences import pieces
+from kdpipe.terms.pieces import pieces
 
 _FLAT = 1e-6  # a smaller standard deviation is one of rounding errors
 
@@ -39,7 +39,7 @@ def softmax_decorrelations(student: Tensor, teacher: Tensor, tau: float) -> tupl
         teacher: logits ``(B, C, *S)``; gets no gradient.
         tau: temperature, > 0.
     """
-    inter, intra = _SoftmaxDecorrelations.apply(student, teacher.detach(), tau)
+    inter, intra = _SoftmaxDecorrelations.apply(student, teacher.detach(), tau)  # type: ignore[no-untyped-call]
     return inter, intra
 
 

@@ -151,7 +151,8 @@ def _spread(field: Tensor, start: int, size: int, far: int) -> Tensor:
         torch.minimum(ahead, shifted[: len(ahead)], out=ahead)
         behind = result[max(0, start - shift) : max(0, stop - shift)]
         torch.minimum(behind, shifted[rows - len(behind) :], out=behind)
-    return result.unflatten(1, field.shape[1:])
+    spread: Tensor = result.unflatten(1, field.shape[1:])
+    return spread
 
 
 def _bounding_box(masks: Tensor, margin: int = 0) -> tuple[slice, ...] | None:

@@ -5,7 +5,6 @@ Tensors are logits ``(B, C, *S)`` over classes (softmax) or overlapping regions 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_PIECE = 2**18  # elements that stay in a core's cache from one pass to the next
-_NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
+from kdpipe.terms.pieces import exponential, pieces
+
+NEVER = -1e30  # a logit without probability; infinity would make 0 * inf of the gradients
 
 
 def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> Tensor:
@@ -26,7 +26,7 @@ def soft_kl(student: Tensor, teacher: Tensor, tau: float | Tensor, dim: int) -> 
     """
     on_cpu = student.device.type == "cpu"  # elsewhere a temperature would have to be waited for
     if not isinstance(tau, Tensor) or (on_cpu and tau.numel() == 1):
-        divergence: Tensor = _SoftKl.apply(student, teacher.detach(), tau, dim)
+        divergence: Tensor = _SoftKl.apply(student, teacher.detach(), tau, dim)  # type: ignore[no-untyped-call]
         return divergence
     log_p = F.log_softmax(student / tau, dim=dim)
     log_q = F.log_softmax(teacher.detach() / tau, dim=dim)
@@ -50,10 +50,10 @@ class _SoftKl(torch.autograd.Function):
         tensors = [ours, theirs, difference, divergence, *([by_tau] if learned else [])]
         for a, b, slope, total, *by_warmth in pieces(tensors, dim):
             log_p, log_q = F.log_softmax(a / warmth, dim=dim), F.log_softmax(b / warmth, dim=dim)
-            q = log_q.exp()
+            q = exponential(log_q)
             parts = log_q.sub_(log_p).mul_(q)
             torch.sum(parts, dim, out=total)
-            torch.sub(log_p.exp_(), q, out=slope)
+            torch.sub(exponential(log_p), q, out=slope)
             if by_warmth:
                 pull = (slope * a).add_((parts - q * total.unsqueeze(dim)).mul_(b))
                 torch.sum(pull.mul_(-1.0 / warmth**2), dim, out=by_warmth[0])
@@ -68,19 +68,6 @@ class _SoftKl(torch.autograd.Function):
         factor = (gradients[0] / float(tau)).unsqueeze(context.dim)
         learned = (by_tau * gradients[0]).sum().view_as(tau) if isinstance(tau, Tensor) else None
         return difference * factor, None, learned, None
-
-
-def pieces(tensors: Sequence[Tensor], dim: int) -> Iterable[Sequence[Tensor]]:
-    """Cut tensors across the places after `dim`; some, of one dimension less, are without `dim`.
-
-    On a CPU only, and not along the last dimension itself: otherwise they are one piece.
-    """
-    first = tensors[0]
-    if first.device.type != "cpu" or dim == first.ndim - 1:
-        return [tensors]
-    flat = [tensor.flatten(dim + (tensor.ndim == first.ndim)) for tensor in tensors]
-    width = max(1, flat[0].shape[-1] * _PIECE // max(1, first.numel()))
-    return zip(*(tensor.split(width, -1) for tensor in flat), strict=True)
 
 
 def bernoulli_kl(student: Tensor, teacher: Tensor, tau: float | Tensor) -> Tensor:
@@ -123,7 +110,7 @@ def without_target(logits: Tensor, target: Tensor) -> Tensor:
         logits: ``(B, C, *S)``, float32 or wider; the target's gets no gradient.
         target: labels ``(B, *S)``.
     """
-    return logits.scatter(1, target.unsqueeze(1), _NEVER)
+    return logits.scatter(1, target.unsqueeze(1), NEVER)
 
 
 def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
@@ -139,7 +126,7 @@ def target_margin(logits: Tensor, target: Tensor, regions: bool) -> Tensor:
     """
     if regions:
         return torch.where(target > 0, logits, -logits)
-    margin: Tensor = _TargetMargin.apply(logits, target)
+    margin: Tensor = _TargetMargin.apply(logits, target)  # type: ignore[no-untyped-call]
     return margin
 
 
@@ -156,7 +143,7 @@ class _TargetMargin(torch.autograd.Function):
             log_share = others.log_softmax(dim=1)
             rest = others.amax(1) - log_share.amax(1)  # the logarithm of their summed exponentials
             torch.sub(scores.gather(1, place).squeeze(1), rest, out=result)
-            torch.exp(log_share, out=share)
+            exponential(log_share, out=share)
         context.save_for_backward(shares, labels)
         return margin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -52,8 +52,21 @@ def pool_to(tensor: Tensor, size: Sequence[int]) -> Tensor:
     """Return ``(B, c, *S)`` averaged into the cells of a grid of `size`, no side longer than S."""
     if tuple(tensor.shape[2:]) == tuple(size):
         return tensor
-    pool = F.adaptive_avg_pool3d if tensor.ndim == 5 else F.adaptive_avg_pool2d
+    even = all(side % cells == 0 for side, cells in zip(tensor.shape[2:], size, strict=True))
+    if even and tensor.device.type == "cpu" and tensor.dtype in _EXACT:
+        return _pool_by_axes(tensor, size)
+    pool: Callable[..., Tensor] = (
+        F.adaptive_avg_pool3d if tensor.ndim == 5 else F.adaptive_avg_pool2d
+    )
     return pool(tensor, list(size))
+
+
+def _pool_by_axes(tensor: Tensor, size: Sequence[int]) -> Tensor:
+    """Averages along one axis after the other: on a CPU the gradient takes a third of the time."""
+    for dim, cells in enumerate(size, start=2):
+        if tensor.shape[dim] != cells:
+            tensor = tensor.unflatten(dim, (cells, -1)).mean(dim + 1)
+    return tensor
 
 
 def common_size(first: Tensor, second: Tensor) -> list[int]:
@@ -69,7 +82,15 @@ def attention(feature: Tensor, power: int = 2) -> Tensor:
     """
     peak = feature.detach().abs().amax(dim=tuple(range(1, feature.ndim)), keepdim=True)
     scaled = feature / peak.clamp_min(1e-12)
-    return (scaled.abs() if power % 2 else scaled).pow(power).mean(dim=1, keepdim=True)
+    return _raised(scaled, power).mean(dim=1, keepdim=True)
+
+
+def _raised(tensor: Tensor, power: int) -> Tensor:
+    """``|F|^power``; even powers by way of squares, as torch is slow beyond the third."""
+    if power % 2:
+        return tensor.abs().pow(power)
+    square = tensor.square()
+    return square if power == 2 else square.pow(power // 2)
 
 
 def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> Tensor:
@@ -85,7 +106,7 @@ def resized_attention(feature: Tensor, size: Sequence[int], power: int = 2) -> T
     pieces = torch.split(feature / peak.clamp_min(1e-12), width, dim=1)
     total = torch.zeros(len(feature), 1, *size, dtype=feature.dtype, device=feature.device)
     for piece in pieces:
-        total = total + resize(piece, size).abs().pow(power).sum(dim=1, keepdim=True)
+        total = total + _raised(resize(piece, size), power).sum(dim=1, keepdim=True)
     return total / feature.shape[1]
 
 
@@ -108,9 +129,19 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.pow(2).sum(1).mean()
 
 
-def normalised(tensor: Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) -> Tensor:
+def lengths(tensor: Tensor, dim: int) -> Tensor:
+    """Return the L2 norm along `dim`, which stays with size 1; its gradient at 0 is 0.
+
+    Over channels, on a CPU, torch's `vector_norm` takes ten times as long.
+    """
+    squared = tensor.square().sum(dim, keepdim=True)
+    apart = squared > 0
+    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+
+
+def normalised(tensor: Tensor, dim: int, eps: float = 1e-6) -> Tensor:
     """Return the tensor divided by its L2 norm along `dim`, plus `eps`."""
-    return tensor / (torch.linalg.vector_norm(tensor, dim=dim, keepdim=True) + eps)
+    return tensor / (lengths(tensor, dim) + eps)
 
 
 def unit_scale(feature: Tensor, constant: bool = True) -> Tensor:

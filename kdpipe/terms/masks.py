@@ -61,7 +61,8 @@ def boundary(masks: Tensor) -> Tensor:
         counts.narrow(axis, 1, steps).add_(once.narrow(axis, 0, steps))
         counts.narrow(axis, 0, steps).add_(once.narrow(axis, 1, steps))
     counts -= masks.to(torch.int8)  # a voxel is not its own neighbour
-    return (counts > 0) & (counts < 3 ** (masks.ndim - 2) - 1)
+    neighbours: int = 3 ** (masks.ndim - 2) - 1
+    return (counts > 0) & (counts < neighbours)
 
 
 def area_weights(target: Tensor, num_classes: int, regions: bool) -> tuple[Tensor, Tensor]:

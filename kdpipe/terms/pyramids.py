@@ -45,7 +45,8 @@ class Pyramid(nn.Module):
         lowered = self.down([[level] for level in entered])
         mixed = [entered[:1]] + [list(pair) for pair in zip(entered[1:], lowered[1:], strict=True)]
         raised = self.up([lowered[-1:], *mixed[-2::-1]])
-        return self.last([[level] for level in raised[::-1]])
+        refined: list[Tensor] = self.last([[level] for level in raised[::-1]])
+        return refined
 
 
 class _Path(nn.Module):
@@ -75,7 +76,8 @@ def _fused(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
     positive = weights.relu()
     shares = positive / (positive.sum() + 1e-6)
     terms = [share * tensor for share, tensor in zip(shares, tensors, strict=True)]
-    return sum(terms[1:], terms[0])
+    fused: Tensor = sum(terms[1:], terms[0])
+    return fused
 
 
 def _separable(spatial_dims: int, channels: int) -> nn.Sequential:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdpipe.terms.divergences import soft_kl
-from kdpipe.terms.features import common_size, normalised, pool_to
+from kdpipe.terms.features import common_size, lengths, normalised, pool_to
+from kdpipe.terms.pieces import pieces
 
 
 def default_grid(spatial_dims: int) -> int:
@@ -72,12 +73,15 @@ def gram_distance(first: Tensor, second: Tensor) -> Tensor:
     return (squared.mean() / columns**2).to(first.dtype)
 
 
-def pearson_gram(rows: Tensor, eps: float = 1e-6) -> Tensor:
+def pearson_gram(rows: Tensor, eps: float = 1e-6, relative: bool = False) -> Tensor:
     """Return the Pearson correlations of all pairs of rows of ``(B, k, n)``: ``(B, k, k)``.
 
-    `eps` is added to the root of a row's summed squares.
+    Args:
+        rows: ``(B, k, n)``.
+        eps: is added to the root of a row's summed squares.
+        relative: correlate what remains when each column's mean is taken from it.
     """
-    products: Tensor = _CentredProducts.apply(rows)
+    products: Tensor = _CentredProducts.apply(rows, relative)  # type: ignore[no-untyped-call]
     power = products.diagonal(dim1=1, dim2=2)
     apart = power > 0
     norms = torch.where(apart, torch.where(apart, power, 1.0).sqrt(), 0.0) + eps
@@ -88,21 +92,38 @@ class _CentredProducts(torch.autograd.Function):
     """Scalar products of all pairs of rows less their means, ``(B, k, n)`` to ``(B, k, k)``.
 
     Its gradient is made of centred rows, so it needs no second centring. The norms are on the
-    diagonal: no row is divided, which would be two passes more.
+    diagonal: no row is divided. Centred rows are never written to memory, but made twice.
     """
 
     @staticmethod
-    def forward(context: Any, rows: Tensor) -> Tensor:
-        centred = rows - rows.mean(dim=2, keepdim=True)
-        context.save_for_backward(centred)
-        return centred @ centred.transpose(1, 2)
+    def forward(context: Any, rows: Tensor, relative: bool) -> Tensor:
+        rows = rows.contiguous()
+        means = rows.mean(dim=2, keepdim=True)
+        products = rows.new_zeros(*rows.shape[:2], rows.shape[1])
+        for (part,) in pieces([rows], 1):
+            centred = _centred(part, means, relative)
+            products += centred @ centred.transpose(1, 2)
+        context.save_for_backward(rows, means)
+        context.relative = relative
+        return products
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        (centred,) = context.saved_tensors
-        result: Tensor = (gradients[0] + gradients[0].transpose(1, 2)) @ centred
-        return result
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        rows, means = context.saved_tensors
+        slopes = gradients[0] + gradients[0].transpose(1, 2)
+        if context.relative:
+            slopes = slopes - slopes.mean(dim=1, keepdim=True)
+        result = torch.empty_like(rows)
+        for part, slope in pieces([rows, result], 1):
+            torch.bmm(slopes, _centred(part, means, context.relative), out=slope)
+        return result, None
+
+
+def _centred(rows: Tensor, means: Tensor, relative: bool) -> Tensor:
+    """Rows less their means and, if `relative`, each column less its mean."""
+    rows = rows - means
+    return rows.sub_(rows.mean(dim=1, keepdim=True)) if relative else rows
 
 
 def relation_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -115,6 +136,4 @@ def pairwise_distances(vectors: Tensor) -> Tensor:
 
     The gradient of a distance of 0 is 0.
     """
-    squared = (vectors.unsqueeze(1) - vectors.unsqueeze(0)).pow(2).sum(-1)
-    apart = squared > 0
-    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+    return lengths(vectors.unsqueeze(1) - vectors.unsqueeze(0), dim=-1).squeeze(-1)

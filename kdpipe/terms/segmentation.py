@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kdpipe.terms.pieces import exponential, pieces
+
 _SMOOTH = 1e-5
-_PIECE = 2**18  # elements that stay in a core's cache from one pass to the next
 
 
 def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def dice_ce(logits: Tensor, target: Tensor) -> Tensor:
     if _is_regions(logits, target):
         entropy = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
     elif logits.device.type == "cpu":
-        loss: Tensor = _DiceOfClasses.apply(logits, target, True)
+        loss: Tensor = _DiceOfClasses.apply(logits, target, True)  # type: ignore[no-untyped-call]
         return loss
     else:
         entropy = F.cross_entropy(logits, target)
@@ -56,7 +57,7 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
     if _is_regions(logits, target):
         return _dice(logits.sigmoid(), target.to(logits.dtype)).mean()
     if logits.device.type == "cpu":
-        loss: Tensor = _DiceOfClasses.apply(logits, target, False)
+        loss: Tensor = _DiceOfClasses.apply(logits, target, False)  # type: ignore[no-untyped-call]
         return loss
     inside = torch.zeros_like(logits).scatter_(1, target.unsqueeze(1), 1.0)
     return _dice(logits.softmax(dim=1), inside).mean()
@@ -132,14 +133,17 @@ class _DiceOfClasses(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, logits: Tensor, target: Tensor, entropy: bool) -> Tensor:
         samples, classes = logits.shape[:2]
-        labels = target.flatten(1).unsqueeze(1)
-        log_p = logits.flatten(2).log_softmax(dim=1)
-        log_chosen = log_p.gather(1, labels)
-        p, chosen = log_p.exp_(), log_chosen.exp()
+        scores, labels = logits.flatten(2).contiguous(), target.flatten(1).unsqueeze(1)
+        p, log_chosen = torch.empty_like(scores), torch.empty_like(scores[:, :1])
+        total = scores.new_zeros(samples, classes, dtype=torch.float64)
+        for part, place, share, sure in pieces([scores, labels, p, log_chosen], 1):
+            log_p = part.log_softmax(dim=1)
+            torch.gather(log_p, 1, place, out=sure)
+            total += exponential(log_p, out=share).sum(2)
+        chosen = log_chosen.exp()
         places = (labels.squeeze(1) + classes * torch.arange(samples).unsqueeze(1)).flatten()
         overlap = torch.bincount(places, chosen.flatten().double(), samples * classes)
-        volume = torch.bincount(places, minlength=samples * classes)
-        total = p.sum(2).double() + volume.view(samples, classes)
+        total += torch.bincount(places, minlength=samples * classes).view_as(total)
         numerator, denominator = 2.0 * overlap.view(total.shape) + _SMOOTH, total + _SMOOTH
         context.save_for_backward(p, chosen, labels, numerator, denominator)
         context.shape, context.entropy = logits.shape, entropy
@@ -156,9 +160,7 @@ class _DiceOfClasses(torch.autograd.Function):
         inside = (-2.0 / denominator / denominator.numel()).to(p.dtype)
         everywhere, inside, share = (part * gradients[0] for part in (everywhere, inside, share))
         slopes = torch.empty_like(p)
-        width = max(1, p.shape[2] * _PIECE // max(1, p.numel()))
-        pieces = (tensor.split(width, 2) for tensor in (p, chosen, labels, slopes))
-        for part, sure, place, slope in zip(*pieces, strict=True):
+        for part, sure, place, slope in pieces([p, chosen, labels, slopes], 1):
             at_label = inside.gather(1, place.squeeze(1)).unsqueeze(1) * sure
             mean = torch.bmm(everywhere.unsqueeze(1), part) + at_label
             torch.mul(everywhere.unsqueeze(2) + share - mean, part, out=slope)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdpipe.terms.divergences import pieces, without_target
+from kdpipe.terms.divergences import NEVER
+from kdpipe.terms.pieces import exponential, pieces
 
 
 class Split(NamedTuple):
@@ -37,7 +38,7 @@ def split_at_target(student: Tensor, teacher: Tensor, target: Tensor, tau: float
         target: labels ``(B, *S)``.
         tau: temperature, > 0.
     """
-    return Split(*_SplitAtTarget.apply(student, teacher.detach(), target, tau))
+    return Split(*_SplitAtTarget.apply(student, teacher.detach(), target, tau))  # type: ignore[no-untyped-call]
 
 
 def _others(logits: Tensor, labels: Tensor, tau: float, margin: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def _others(logits: Tensor, labels: Tensor, tau: float, margin: Tensor) -> Tenso
     place = labels.unsqueeze(1)
     soft = logits / tau
     chosen = soft.gather(1, place).squeeze(1)
-    others = without_target(soft, labels)
+    others = soft.scatter_(1, place, NEVER)  # as `without_target` does, in place
     log_share = others.log_softmax(dim=1)
     rest = others.amax(1) - log_share.amax(1)  # the logarithm of their summed exponentials
     torch.sub(chosen, rest, out=margin)
@@ -65,10 +66,10 @@ class _SplitAtTarget(torch.autograd.Function):
         ):
             log_p = _others(a, chosen, tau, margin)
             log_q = _others(b, chosen, tau, taught)
-            q = log_q.exp()
+            q = exponential(log_q)
             torch.sum(q * log_q, 1, out=entropy)
             torch.sum(log_q.sub_(log_p).mul_(q), 1, out=kl)
-            torch.exp(log_p, out=share)
+            exponential(log_p, out=share)
             torch.sub(share, q, out=apart)
         context.save_for_backward(shares, difference, labels)
         context.tau = tau

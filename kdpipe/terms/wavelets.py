@@ -83,4 +83,6 @@ def _along(axis: int, matrix: Tensor, tensor: Tensor) -> Tensor:
         return tensor @ matrix.T
     planes = tensor.flatten(axis + 1).flatten(0, axis - 1)
     result = torch.bmm(matrix.expand(len(planes), -1, -1), planes)
-    return result.unflatten(0, tensor.shape[:axis]).unflatten(-1, tensor.shape[axis + 1 :])
+    result = result.unflatten(0, tensor.shape[:axis])
+    product: Tensor = result.unflatten(-1, tensor.shape[axis + 1 :])
+    return product

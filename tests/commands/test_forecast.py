@@ -50,3 +50,17 @@ def test_a_small_study_is_forecast_in_minutes() -> None:
     assert "1 teacher, about" in forecast_cost(one, 10.0)[0]
     with pytest.raises(ConfigError, match="--tflops: must be above 0"):
         forecast_cost(one, 0.0)
+
+
+def test_a_cohort_pays_for_its_teacher_once() -> None:
+    recipe = {"student": {"epochs": 100, "steps_per_epoch": 1000}}
+    study = STUDY | {"teachers": ["segresnet"], "methods": ["kd", "cwd"], "training": recipe}
+
+    def hours(**changes: Any) -> float:
+        said = forecast_cost(Plan(load_study(study | changes)), 1e-4)[0]
+        return float(re.findall(r"about ([\d.]+) h", said)[1])
+
+    alone, one, together = hours(methods=["none"]), hours(), hours(cohort=True)
+    teachers = one - 3 * alone  # of kd and cwd; `none` has none
+    assert teachers > 100
+    assert together == pytest.approx(one - teachers / 2, abs=3)

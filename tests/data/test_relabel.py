@@ -12,6 +12,7 @@ from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
 
 CLASSES = Targets(6)
+MANY, MORE = Targets(11), Targets(19)  # in one group of channels, and in two
 REGIONS = Targets(4, ((1, 2, 3), (1, 3), (3,)))
 SHAPES = [(40, 37, 31), (1, 9, 12), (70, 1, 1), (130, 100, 90)]
 
@@ -35,7 +36,7 @@ def points(shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("targets", [CLASSES, REGIONS])
+@pytest.mark.parametrize("targets", [CLASSES, MANY, MORE, REGIONS])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_compiled_labels_are_those_of_numpy(
@@ -71,12 +72,29 @@ def test_a_part_of_a_larger_volume_is_not_copied_wrongly() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("jit", ["0", "1"])
-@pytest.mark.parametrize("place", [(0, 0, 0, 0), (5, 39, 36, 30), (3, 20, 4, 4)])
+@pytest.mark.parametrize("targets", [CLASSES, MORE])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (-1, 39, 36, 30), (3, 20, 4, 4)])
 def test_scores_that_are_not_finite_are_refused(
-    value: float, jit: str, place: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    value: float,
+    jit: str,
+    targets: Targets,
+    place: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("KDPIPE_JIT", jit)
-    scores = scores_of((40, 37, 31), CLASSES)
+    scores = scores_of((40, 37, 31), targets)
     scores[place] = value
     with pytest.raises(DataError, match="NaN or infinite"):
-        labels_of(scores, CLASSES, threads=2)
+        labels_of(scores, targets, threads=2)
+
+
+def test_many_points_in_one_cell_keep_their_own_weights() -> None:
+    """Points of a cell share the copy of its scores, along each axis; so do those on a voxel."""
+    scores = scores_of((6, 7, 8), CLASSES) + np.float32(0.125)
+    labels = labels_of(scores, CLASSES)
+    where = [np.linspace(1, n - 2, 8 * n) for n in labels.shape]
+    where[2] = np.concatenate([where[2], where[2][::-1], [3.0, 3.5, 3.0, 4.0]])
+    expected = labels_at(labels, where, scores, CLASSES.decode)
+    found = labels_between(labels, where, scores, CLASSES)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) >= 3

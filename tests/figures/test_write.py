@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from kdpipe.errors import DataError
+from kdpipe.errors import ConfigError, DataError
 from kdpipe.figures import differences, frontier, missed, ranks, scores, size, terms
 from kdpipe.figures.drawing import Drawing
 from kdpipe.figures.study import StudyData
@@ -169,6 +169,9 @@ def test_replaces_an_older_folder_and_what_a_killed_run_left(
     run, tables = write_study(tmp_path, plan)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.svg").touch()
+    with pytest.raises(ConfigError, match=r"holds other files \(old\.svg\)"):
+        write_figures(run | {"cells": []}, tables, tmp_path / "figures")
+    (tmp_path / "figures" / "figures.json").touch()
     (tmp_path / ".tmp-figures-abc").mkdir()
     write_figures(run | {"cells": []}, tables, tmp_path / "figures")
     assert not (tmp_path / "figures" / "old.svg").exists()

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe import discover
+from kdpipe.methods import uskd
 from kdpipe.methods.base import Context, Distiller, Outputs, Progress
-from kdpipe.terms import divergences, features, segmentation
+from kdpipe.terms import divergences, features, pieces
 from kdpipe.terms.correlations import decorrelation, softmax_decorrelations
 from kdpipe.terms.divergences import probabilities, soft_kl, target_margin
 from kdpipe.terms.features import normalised
@@ -36,16 +37,28 @@ def dice_by_autograd(logits: Tensor, target: Tensor) -> Tensor:
     return (1.0 - (2.0 * overlap + 1e-5) / (total + 1e-5)).mean()
 
 
-def check_equal(ours: Loss, theirs: Loss, logits: Tensor) -> None:
+def check_equal(ours: Loss, theirs: Loss, logits: Tensor, within: float = 1e-6) -> None:
     """Values and gradients to 1e-6, of the largest where they are differences of larger ones."""
     logits.requires_grad_()
     found, expected = ours(logits), theirs(logits)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+    largest = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=within, atol=within * largest)
     weights = torch.linspace(0.5, 2.0, found.numel(), dtype=found.dtype).view_as(found)
     (slope,), (wanted,) = (
         torch.autograd.grad((value * weights).sum(), logits) for value in (found, expected)
     )
-    torch.testing.assert_close(slope, wanted, rtol=0.0, atol=1e-6 * wanted.abs().max().item())
+    torch.testing.assert_close(slope, wanted, rtol=0.0, atol=within * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exponential(kind: torch.dtype) -> None:
+    logarithms = torch.cat([torch.linspace(-80.0, 5.0, 500), torch.tensor([-200.0, -1e30, 0.0])])
+    logarithms = logarithms.to(kind)
+    found = pieces.exponential(logarithms)
+    torch.testing.assert_close(found, logarithms.exp(), rtol=1e-5, atol=1e-7)
+    likely = logarithms > -10.0
+    torch.testing.assert_close(found[likely], logarithms[likely].exp(), rtol=2e-6, atol=0.0)
+    assert found[-2:].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -57,7 +70,7 @@ def check_equal(ours: Loss, theirs: Loss, logits: Tensor) -> None:
 def test_divergence(
     shape: tuple[int, ...], dim: int, piece: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, *shape, dtype=kind)
     for tau in (1.0, 4.0):
@@ -83,7 +96,7 @@ def test_divergence_of_other_layouts_and_of_nothing() -> None:
 def test_a_learned_temperature_gets_its_gradient(
     shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 2, 5, 6, 7, dtype=kind)
     slopes = []
@@ -103,7 +116,7 @@ def test_a_learned_temperature_gets_its_gradient(
 def test_margin_of_the_target(
     shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     logits = 3 * torch.randn(shape, dtype=kind)
     target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
@@ -121,7 +134,7 @@ def test_margin_of_the_target(
 def test_dice_with_and_without_cross_entropy(
     shape: tuple[int, ...], kind: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     logits = 3 * torch.randn(shape, dtype=kind)
     target = torch.randint(0, shape[1] - 1, (shape[0], *shape[2:]))  # the last class is absent
@@ -161,16 +174,22 @@ def test_distance_of_gram_matrices(columns: int, kind: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 3.0])
-def test_correlations_of_rows(offset: float, kind: torch.dtype) -> None:
+def test_correlations_of_rows(
+    offset: float, relative: bool, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "_PIECE", 70)
     torch.manual_seed(0)
     rows = torch.randn(2, 5, 60, dtype=kind) + offset
 
     def by_units(values: Tensor) -> Tensor:
+        if relative:
+            values = values - values.mean(1, keepdim=True)
         units = normalised(values - values.mean(2, keepdim=True), dim=2)
         return units @ units.transpose(1, 2)
 
-    check_equal(pearson_gram, by_units, rows)
+    check_equal(lambda values: pearson_gram(values, relative=relative), by_units, rows, 2e-6)
 
 
 def test_correlations_of_a_constant_row_are_zero_without_a_gradient() -> None:
@@ -188,7 +207,7 @@ def test_correlations_of_a_constant_row_are_zero_without_a_gradient() -> None:
 def test_terms_that_share_their_softmaxes(
     name: str, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", 50)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, 2, 5, 6, 7, 4, dtype=kind)
     target = torch.randint(0, 5, (2, 6, 7, 4))
@@ -239,12 +258,33 @@ def test_resizing_by_axes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("given", "size"), [((4, 6, 5), (2, 2, 5)), ((6, 4), (1, 4)), ((6, 5, 4), (3, 2, 4))]
+)
+def test_pooling_by_axes_where_cells_are_even(
+    given: tuple[int, ...],
+    size: tuple[int, ...],
+    kind: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(2, 3, *given, dtype=kind)
+    by_axes, taken = features._pool_by_axes, []
+    monkeypatch.setattr(
+        features, "_pool_by_axes", lambda *given: taken.append(given) or by_axes(*given)
+    )
+    pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
+    check_equal(lambda x: features.pool_to(x, size), lambda x: pool(x, list(size)), feature)
+    assert bool(taken) == (5 not in given or 5 in size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [50, 2**18])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 7, 4), (1, 3, 8, 9), (3, 14, 12)])
 def test_decorrelations(
     shape: tuple[int, ...], piece: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergences, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "_PIECE", piece)
     torch.manual_seed(0)
     student, teacher = 3 * torch.randn(2, *shape, dtype=kind)
     teacher[:, :, 1:3] = 0.0  # constant across the classes: no correlation, no gradient
@@ -257,6 +297,50 @@ def test_decorrelations(
                 ),
                 student.clone(),
             )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("power", [1, 2, 3, 4, 6])
+def test_maps_of_attention(power: int, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    feature = torch.randn(2, 3, 5, 4, dtype=kind)
+    feature[:, :, 0] = 0.0
+    peak = feature.abs().amax((1, 2, 3), keepdim=True)
+    check_equal(
+        lambda x: features.attention(x, power),
+        lambda x: (x / peak).abs().pow(power).mean(1, keepdim=True),
+        feature,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, -1])
+def test_lengths(dim: int, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(2, 3, 5, 4, dtype=kind)
+    vectors[0] = 0.0  # no direction, no gradient
+    check_equal(
+        lambda x: features.lengths(x, dim),
+        lambda x: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
+        vectors,
+    )
+
+
+@pytest.mark.parametrize("helped", [False, True])
+def test_ranks_in_pieces(helped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(pieces, "_PIECE", 50)
+    logits, weak = torch.randn(2, 2, 5, 6, 7, 4)
+    logits = logits.contiguous(memory_format=torch.channels_last_3d)
+    target = torch.randint(0, 5, (2, 6, 7, 4))
+    found = uskd.zipf_labels(logits, weak if helped else None, target)
+    score = torch.zeros_like(logits)
+    for each in [logits, weak] if helped else [logits]:
+        score += each.scatter(1, target.unsqueeze(1), -torch.inf).softmax(1)
+    score.scatter_(1, target.unsqueeze(1), -1.0)
+    shares = 1.0 / (score.argsort(1, descending=True).argsort(1) + 1.0)
+    shares.scatter_(1, target.unsqueeze(1), 0.0)
+    torch.testing.assert_close(found, shares / shares.sum(1, keepdim=True))
 
 
 def test_decorrelation_of_a_constant_student_has_no_gradient() -> None:

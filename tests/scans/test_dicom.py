@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +165,38 @@ def test_directions_that_differ_are_named(tmp_path: Path) -> None:
     files = write_series(volume(), tmp_path / "ct", tags=turned)
     with pytest.raises(DataError, match=rf"another direction than .*\b{files[3].name}\b"):
         read(tmp_path / "ct")
+
+
+def test_a_folder_that_cannot_be_read_is_a_scan_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(volume(), tmp_path / "scans" / "open")
+    write_series(volume(), tmp_path / "scans" / "closed")
+    look = os.scandir
+
+    def denied(folder: Path) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    closed, good = sorted(series_below(tmp_path / "scans"), key=lambda one: one.name)
+    assert (closed.name, good.name, good.wrong) == ("closed", "open", "")
+    with pytest.raises(DataError, match=r"scans/closed: the folder cannot be read \(Permission"):
+        read_scan(closed, ["CT"])
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_series(volume(), tmp_path / "archive" / "7")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "patient").symlink_to(tmp_path / "archive" / "7")
+    (scans / "patient_again").symlink_to(tmp_path / "archive" / "7")
+    (scans / "loop").symlink_to(scans)
+    (scans / "above").symlink_to(tmp_path)
+    (found,) = series_below(scans)
+    assert found.name == "patient"
+    assert len(found.files) == volume().GetDepth()
 
 
 def test_hidden_folders_are_not_searched(tmp_path: Path) -> None:

@@ -167,9 +167,13 @@ def spoilt(folder: Path) -> dict[str, str]:
         array[0, 0, :2] = np.nan
         sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / name))
     sitk.WriteImage(sitk.JoinSeries([good, good]), str(folder / "two.nii.gz"))
+    far = sitk.Image(good)
+    far.SetSpacing((2000.0, 2000.0, 2000.0))
+    sitk.WriteImage(far, str(folder / "far.nii.gz"))
     outside = sitk.Cast(good > 40, sitk.sitkInt16) * 100 + 2000
     sitk.WriteImage(outside, str(folder / "metal.nii.gz"))
     (folder / "text.nii").write_text("no image")
+    sitk.WriteImage(good, str(folder / "back\\slash.mha"))
     files = write_series(good, folder / "series")
     files[3].unlink()
     return {
@@ -179,9 +183,11 @@ def spoilt(folder: Path) -> dict[str, str]:
         "constant": "constant image, every voxel is 3",
         "nan": "2 voxels are NaN or infinite",
         "nan2": "2 voxels are NaN or infinite",
-        "two": "2 channel(s) found, the network takes 1: CT",
+        "two": "2 channel(s) found, the network takes 1: CT; store the volume that is meant by it",
+        "far": "voxels of 2000 x 2000 x 2000 mm; prepared it would be 32000 x 26667 x 12000 voxels",
         "metal": "on one side of the window",
         "text": "no NIfTI header",
+        "back\\slash": "not usable as the name of a file",
         "series": "slices are missing between",
     }
 
@@ -193,7 +199,7 @@ def test_bad_scans_are_named_and_the_others_done(
     expected = spoilt(scans)
     assert predict(model, tmp_path / "out", scans) == 3
     said = capfd.readouterr().err
-    assert "10 of 12 scans could not be segmented, the others are done" in said
+    assert "12 of 14 scans could not be segmented, the others are done" in said
     found = report(tmp_path / "out")
     assert found["status"] == "failed"
     for entry in found["scans"]:
@@ -303,13 +309,34 @@ def test_only_what_the_report_vouches_for_is_continued(
     assert predict(model, out, scans, "--continue") == 2
 
 
-def test_a_scan_is_never_replaced_by_its_label_map(tmp_path: Path, model: Path) -> None:
-    scans = write_scans(tmp_path, ["a.nii.gz", "b.mha"])
-    content = (scans / "a.nii.gz").read_bytes()
-    assert predict(model, scans, scans, "--overwrite") == 2
-    assert (scans / "a.nii.gz").read_bytes() == content
-    assert not (scans / "b.nii.gz").exists()
-    assert predict(model, scans / "a.nii.gz", scans) == 2
+def test_a_scan_that_was_replaced_is_segmented_anew(tmp_path: Path, model: Path) -> None:
+    scans, out = write_scans(tmp_path / "scans", ["a.nii.gz", "b.nii.gz"]), tmp_path / "out"
+    assert predict(model, out, scans) == 0
+    mark, stale = (out / "a.nii.gz").stat().st_ino, voxels(out / "b.nii.gz")
+    sitk.WriteImage(volume(7), str(scans / "b.nii.gz"))
+    assert predict(model, out, scans, "--continue") == 0
+    assert (out / "a.nii.gz").stat().st_ino == mark
+    assert (voxels(out / "b.nii.gz") != stale).any()
+
+
+def test_a_scan_is_never_replaced_by_what_is_written(
+    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scans = write_scans(tmp_path / "scans", ["a.nii.gz", "b.mha"])
+    before = {file.name: file.read_bytes() for file in scans.iterdir()}
+    for out, given in (
+        (scans, [scans / "a.nii.gz", "--overwrite"]),
+        (scans, [scans, "--overwrite"]),
+        (scans, [scans, "--suffix", ".nrrd"]),
+        (scans / "a.nii.gz", [scans]),
+        (scans / "a.nii.gz" / "below", [scans]),
+        (tmp_path / "out", [scans, "--report", scans / "a.nii.gz"]),
+        (tmp_path / "out", [scans, "--report", tmp_path]),
+    ):
+        assert predict(model, out, *given) == 2
+        assert "kdpipe predict: error: " in capfd.readouterr().err
+    assert {file.name: file.read_bytes() for file in scans.iterdir()} == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_label_map_that_the_report_does_not_have_yet_is_made_again(

@@ -167,8 +167,14 @@ def test_monai_segments_raw_scans_without_kdpipe(made: Bundle, toy: Toy, tmp_pat
 
 
 @pytest.mark.slow
-def test_raw_check_counts_the_voxels_that_differ(made: Bundle, toy: Toy) -> None:
-    path, trained, description = made
+def test_raw_check_counts_the_voxels_that_differ_and_leaves_nothing_compiled(
+    made: Bundle, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, trained, description = made
+    path = write(tmp_path, trained, description)
+    monkeypatch.setenv("KDPIPE_JIT", "1")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    before = sorted(path.rglob("*"))
     files = {case: [toy.files / "imagesTr" / f"{case}.nii.gz"] for case in toy.cases["val"]}
     expected = {
         case: segment([sitk.ReadImage(str(file))], trained.network, description, CPU)
@@ -178,6 +184,7 @@ def test_raw_check_counts_the_voxels_that_differ(made: Bundle, toy: Toy) -> None
     first = next(iter(expected.values()))
     first[0, 0, 0] = first[0, 0, 0] + 1
     assert bundle.check_raw(path, files, expected) == (voxels - 1) / voxels
+    assert sorted(path.rglob("*")) == before
 
 
 @pytest.mark.slow
@@ -248,6 +255,18 @@ def test_run_without_scans_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="check_scans") as raised:
         flow.run()
     assert "--dataset_dir" in str(raised.value.__cause__)
+
+
+def test_run_never_replaces_a_scan(tmp_path: Path) -> None:
+    path, *_ = untrained(tmp_path)
+    file = save(scan(0), tmp_path / "scans" / "a.nii.gz")
+    content = file.read_bytes()
+    here = str(file.parent)
+    flow = workflow(path, dataset_dir=here, output_dir=f"{here}/../scans")
+    with pytest.raises(RuntimeError, match="check_scans") as raised:
+        flow.run()
+    assert "lies in --output_dir" in str(raised.value.__cause__)
+    assert file.read_bytes() == content
 
 
 def test_grids_are_not_rounded_between_the_parts(tmp_path: Path) -> None:

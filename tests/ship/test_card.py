@@ -52,6 +52,11 @@ def test_scores_are_those_of_the_cell_with_an_interval_of_student(
     assert list(worst)[1:] == list(by_case.sort_values().index[:3])
 
 
+def test_the_first_score_is_said_at_the_top(cards: tuple[str, dict[str, Any]]) -> None:
+    score = table(cards[0], "Scores of the test cases")["mean"][3]
+    assert f"over 8 test cases: Dice, % {score};" in cards[0].split("> **Research only")[0]
+
+
 def test_differences_are_paired_by_case(
     finished: Finished, cards: tuple[str, dict[str, Any]]
 ) -> None:
@@ -113,6 +118,20 @@ def test_the_undistilled_student_is_called_so(tmp_path: Path) -> None:
     assert "the study's best teacher, segresnet" in card
     assert "the undistilled student |" not in card, "it is not held against itself"
     assert "Of the method as the study compared it" not in card
+
+
+def test_no_method_is_called_worse_that_was_not_there_or_could_not_be_chosen(
+    tmp_path: Path,
+) -> None:
+    card, _ = Finished(tmp_path / "alone", {"methods": ["none"]}).cards()
+    assert "**The study has no distillation method: this is the undistilled student**" in card
+    assert "method was better" not in card
+    better = Finished(tmp_path / "better")
+    for folder, cell in better.plan.cells.items():
+        if cell.method and cell.method.name == "kd" and cell.seed == 1:
+            better.edit(f"{folder}/model.json", validation_dice=None)
+    card, _ = better.cards()
+    assert "better on the validation cases, of those that could be chosen" in card
 
 
 @pytest.mark.parametrize(

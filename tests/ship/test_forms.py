@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nets.zoo import networks
-from ship.models import noise, small_model
+from ship.models import noise, small_model, turned
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -277,6 +277,14 @@ def test_damaged_files_are_named(form: str, tiny: dict[str, Path], tmp_path: Pat
         with pytest.raises(DataError) as error:
             load_form(form).read(path, CPU)
         assert str(path) in str(error.value) and "kdpipe export" in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "program"])
+def test_a_bit_that_turned_is_seen(form: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / tiny[form].name
+    path.write_bytes(turned(tiny[form].read_bytes()))
+    with pytest.raises(DataError, match=r"model\.\w+: no .* \(wrong checksum of .*kdpipe export"):
+        load_form(form).read(path, CPU)
 
 
 def without_description(form: str, path: Path, content: bytes) -> Path:

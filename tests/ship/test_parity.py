@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ship.models import turned
 from torch import nn
 from toy import LABELS, Toy
 
@@ -195,6 +196,12 @@ def test_damaged_files_of_a_folder(exported: Path, tmp_path: Path) -> None:
         read_network(tmp_path / "export", "auto", CPU)
 
 
+def test_a_bit_of_the_weights_that_turned_is_seen(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(turned(toy.model.read_bytes()))
+    with pytest.raises(DataError, match=r"model\.pt: .*wrong checksum of"):
+        read_network(tmp_path / "model.pt", "auto", CPU)
+
+
 # --- a check that fails -------------------------------------------------------------------------
 
 
@@ -310,6 +317,20 @@ def test_bad_input(
     assert main(arguments(toy, tmp_path / "out", *more)) == code
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("name", ["precious", "precious/thesis.txt"])
+def test_only_an_export_is_replaced(
+    name: str, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("three years")
+    assert main(arguments(toy, tmp_path / name, "--forms", "torchscript")) == 2
+    assert "thesis.txt" in capsys.readouterr().err
+    assert thesis.read_text() == "three years"
+    for _ in ("written", "replaced"):
+        assert main(arguments(toy, tmp_path / "out", "--forms", "torchscript")) == 0
 
 
 def test_a_split_without_validation_cases_cannot_check(toy: Toy, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 # From a source to prepared images and a split.
+from kdpipe.provenance import digest
 
 
 rule fetch:

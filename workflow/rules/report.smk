@@ -1,4 +1,5 @@
 # From the scores of all cells to tables, decisions, figures and one report.
+from kdpipe.provenance import digest, file_digest
 
 
 rule tabulate:

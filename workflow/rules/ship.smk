@@ -1,4 +1,5 @@
 # The best student of each split, chosen on validation data: in other forms, and with its papers.
+from kdpipe.provenance import digest, file_digest
 
 
 checkpoint choose_student:

@@ -1,4 +1,7 @@
 # Teachers, then students: the same engine, one job a cell of the grid.
+from kdpipe.cohorts import FOLDER as COHORT_FOLDER
+from kdpipe.paths import DEFAULT_STUDENT
+from kdpipe.provenance import digest, quick_digest
 
 
 rule train_teacher:

@@ -1,4 +1,5 @@
 # Equal budget: the trials of each method, the choice of one on validation data, the tuned students.
+from kdpipe.paths import TRIAL_STUDENT, TUNED_STUDENT
 
 
 use rule distill as distill_trial with:

@@ -142,7 +142,8 @@ def _by_palette(case: Case, pixels: np.ndarray, palette: Mapping[str, int]) -> n
         what = f"colours that labels.palette does not list: {_some(unknown)}"
         raise _error(case, case.label, what, "add them, or mend the picture")
     new = np.array([rule[code] for code in found.tolist()], np.uint8)
-    return new[np.searchsorted(found, codes)]
+    ids: np.ndarray = new[np.searchsorted(found, codes)]
+    return ids
 
 
 def _code(red: Any, green: Any, blue: Any) -> Any:
@@ -171,7 +172,8 @@ def _inside(case: Case, file: Path, voxels: np.ndarray) -> np.ndarray:
     if voxels.ndim != 3 or len(values[values != 0]) > 1:
         what = f"no binary mask: values {_some(values.tolist())}"
         raise _error(case, file, what, "one file a structure is expected, 0 outside of it")
-    return voxels != 0
+    inside: np.ndarray = voxels != 0
+    return inside
 
 
 def _check_grid(case: Case, file: Path, mask: sitk.Image, first: sitk.Image) -> None:

@@ -63,7 +63,7 @@ def header_facts(file: Path) -> Facts:
         largest distance of a corner by the one from that by the other, None without both; `read`,
         which of them SimpleITK uses: ``qform``, ``sform``, ``both`` or ``neither``.
     """
-    header = nib.load(file).header
+    header: Any = nib.load(file).header  # NIfTI's, which the type of `load` does not know
     shape = tuple(header.get_data_shape()[:3])
     size = (*shape, *[1] * (3 - len(shape)))
     with warnings.catch_warnings():
@@ -157,4 +157,5 @@ def _reader_corners(reader: sitk.ImageFileReader, size: Sequence[int]) -> np.nda
     k = min(n, 3)
     affine[:k, :k] = (direction * np.asarray(reader.GetSpacing()))[:k, :k]
     affine[:k, 3] = reader.GetOrigin()[:k]
-    return _corners(affine, size) * _TO_RAS
+    corners: np.ndarray = _corners(affine, size) * _TO_RAS
+    return corners

@@ -68,12 +68,12 @@ def _plane(image: np.ndarray, label: np.ndarray, grid: Grid, axis: int) -> tuple
     order = [next(i for i, c in enumerate(codes) if c in pair) for pair in ("LR", "PA", "SI")]
     flips = tuple(slice(None, None, 1 if codes[i] in "LPS" else -1) for i in order)
     left, back, head = (grid.spacing[i] for i in order)
-    turned = [array.transpose(order)[flips] for array in (image, label)]
+    image, label = (array.transpose(order)[flips] for array in (image, label))
     if codes[axis] in "SI":
-        return "axial", _png(*(array[:, :, 0].T for array in turned), (back, left))
+        return "axial", _png(image[:, :, 0].T, label[:, :, 0].T, (back, left))
     if codes[axis] in "PA":
-        return "coronal", _png(*(array[:, 0, ::-1].T for array in turned), (head, left))
-    return "sagittal", _png(*(array[0, :, ::-1].T for array in turned), (head, back))
+        return "coronal", _png(image[:, 0, ::-1].T, label[:, 0, ::-1].T, (head, left))
+    return "sagittal", _png(image[0, :, ::-1].T, label[0, :, ::-1].T, (head, back))
 
 
 def _png(image: np.ndarray, label: np.ndarray, steps: tuple[float, ...]) -> bytes:

@@ -59,7 +59,7 @@ def kernels() -> ModuleType | None:
 @lru_cache(maxsize=1)
 def _kernels_if_equal() -> ModuleType | None:
     try:
-        from kdpipe.data import noise_jit  # heavy, and not everywhere
+        from kdpipe.data.crops import noise_jit  # heavy, and not everywhere
     except ImportError:
         return None
     image = np.zeros(1 << 16, np.float32)

@@ -51,7 +51,7 @@ class RandomAffine(RandAffined):
 @lru_cache(maxsize=1)
 def _identity(size: tuple[int, ...]) -> torch.Tensor:
     """Offsets of all voxels from the centre (4, X, Y, Z) float32; it is only read."""
-    return create_grid(size, backend="torch").to(torch.float32)
+    return torch.as_tensor(create_grid(size, backend="torch"), dtype=torch.float32)
 
 
 def kernels() -> ModuleType | None:
@@ -62,7 +62,7 @@ def kernels() -> ModuleType | None:
 @lru_cache(maxsize=1)
 def _kernels_if_any() -> ModuleType | None:
     try:
-        from kdpipe.data import warp_jit  # heavy, and not everywhere
+        from kdpipe.data.crops import warp_jit  # heavy, and not everywhere
     except ImportError:
         return None
     return warp_jit

@@ -200,7 +200,7 @@ def _look(case: Case, seed: int) -> _Seen:
 
 def _body_box(arrays: Sequence[np.ndarray]) -> tuple[float, ...]:
     """Return which share of each axis the box around all that is not air or 0 takes."""
-    body = np.zeros(arrays[0].shape, bool)
+    body: np.ndarray = np.zeros(arrays[0].shape, bool)
     for array in arrays:
         body |= array > AIR if array.min() < AIR else array != 0
     shares = []

@@ -182,7 +182,8 @@ def _prepared_size(seen: Inspection, spacing: Any, crop: bool) -> np.ndarray:
                 sizes[:, axis] *= [header.spacing[axis] / step for header in seen.headers]
     if crop:
         sizes *= seen.box
-    return np.median(sizes, axis=0)
+    middle: np.ndarray = np.median(sizes, axis=0)
+    return middle
 
 
 def _patch(size: np.ndarray, flat: bool) -> Chosen:
@@ -207,7 +208,7 @@ def _patch(size: np.ndarray, flat: bool) -> Chosen:
 def _side(n: float) -> int:
     """Return the side for an axis of `n` voxels: padding a quarter of a step is allowed."""
     if n < MULTIPLE:
-        return 2 ** max(0, int(math.log2(max(n, 1))))
+        return 1 << max(0, int(math.log2(max(n, 1))))
     return int((n + MULTIPLE // 4) // MULTIPLE * MULTIPLE)
 
 

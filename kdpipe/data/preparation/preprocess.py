@@ -59,7 +59,7 @@ def prepare_images(
     full = grid if preset.spacing is None else grid.respaced(preset.spacing)
     intensities = preset.intensities(len(oriented))
     foreground = _foreground(oriented, full, intensities)
-    box = _bounding_box(foreground.any(axis=0)) if preset.crop_foreground else _everything(full)
+    box = _bounding_box(np.any(foreground, axis=0)) if preset.crop_foreground else _everything(full)
     prepared = full.cropped([side.start for side in box], [side.stop - side.start for side in box])
     image = np.empty((len(oriented), *prepared.size), np.float32)
     done = []
@@ -103,7 +103,8 @@ def prepare_label(label: sitk.Image, geometry: dict[str, Any]) -> np.ndarray:
 def _orient(image: sitk.Image, orientation: str | None) -> sitk.Image:
     if orientation in (None, Grid.of(image).orientation):
         return image
-    return sitk.DICOMOrient(image, orientation)
+    turned: sitk.Image = sitk.DICOMOrient(image, orientation)
+    return turned
 
 
 def _resample(image: sitk.Image, grid: Grid, interpolation: str, out: np.ndarray) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 from scipy import ndimage
 from threadpoolctl import threadpool_limits
 
-from kdpipe.data.geometry import Coordinates, neighbours
+from kdpipe.data.geometry import Coordinates, in_storage_order, neighbours
 
 LINEAR, CUBIC = 1, 3
 _NEGLIGIBLE = 1e-8
 """Weights below this are left out; rounding to float32 is ten times coarser."""
 _ROWS, _COLUMNS, _PLANES = 48, 64, 16
 """Planes along x, along y and z, that are computed at once, and native planes read at once."""
-_SLAB = 32
+_SLAB = 16
 _POINTS = 1 << 14
 
 
@@ -114,22 +114,22 @@ def one_hot_at(labels: np.ndarray, coordinates: Coordinates) -> np.ndarray:
     for begin in range(0, len(first), _SLAB):
         slab = slice(begin, begin + _SLAB)
         lowest = int(first[slab].min())
-        part = np.ascontiguousarray(labels[lowest : int(last[slab].max()) + 1])
+        part = in_storage_order(labels[lowest : int(last[slab].max()) + 1], 2)
         here = [(first[slab] - lowest, last[slab] - lowest, weight[slab]), *others]
         result[slab] = _slab_at(part, here)
     return result
 
 
 def _slab_at(labels: np.ndarray, sides: list[Any]) -> np.ndarray:
-    result, mixed = labels, None
-    for axis, (low, high, _) in enumerate(sides):
-        below, above = (result.take(index, axis) for index in (low, high))
+    across, mixed = labels, None
+    for axis, (low, high, _) in enumerate(sides[:2]):
+        below, above = (across.take(index, axis) for index in (low, high))
         differ = below != above
         if mixed is not None:
             differ |= mixed.take(low, axis)
             differ |= mixed.take(high, axis)
-        result, mixed = below, differ
-    points = np.flatnonzero(mixed)
+        across, mixed = below, differ
+    result, points = _along(across, mixed, sides[2][0])
     for begin in range(0, len(points), _POINTS):
         block = points[begin : begin + _POINTS]
         where = np.unravel_index(block, result.shape)
@@ -137,15 +137,38 @@ def _slab_at(labels: np.ndarray, sides: list[Any]) -> np.ndarray:
     return result
 
 
+def _along(labels: np.ndarray, mixed: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Carry labels along the last axis, where most columns have one label from end to end.
+
+    Args:
+        labels: (X, Y, Z).
+        mixed: whether the four voxels beside each differ, written to.
+        low: the voxel below each point along the last axis.
+
+    Returns:
+        The labels of the lower corners, (X, Y, len(low)), and the flat indices of the points in
+        cells whose corners differ.
+    """
+    mixed[..., :-1] |= mixed[..., 1:]
+    mixed[..., :-1] |= labels[..., :-1] != labels[..., 1:]
+    columns, cells = labels.reshape(-1, labels.shape[2]), mixed.reshape(-1, labels.shape[2])
+    several = np.flatnonzero(cells.any(axis=1))
+    result = np.empty((len(columns), len(low)), np.uint8)
+    result[:] = columns[:, :1]
+    result[several] = columns[several].take(low, axis=1)
+    found = np.flatnonzero(cells[several].take(low, axis=1))
+    points = several[found // len(low)] * len(low) + found % len(low)
+    return result.reshape(*labels.shape[:2], len(low)), points
+
+
 def _vote(labels: np.ndarray, where: Any, sides: list[Any]) -> np.ndarray:
     """Return the label with the largest sum of weights over the eight voxels around each point."""
     ids, weights = _corners(labels, where, sides)
     least, most = ids.min(axis=0), ids.max(axis=0)
-    is_least = ids == least
-    for_least = np.where(is_least, weights, 0).sum(axis=0)
-    for_most = np.where(is_least, 0, weights).sum(axis=0)
+    is_least, is_most = ids == least, ids == most
+    for_least, for_most = ((weights * mine).sum(axis=0) for mine in (is_least, is_most))
     winner = np.where(for_least >= for_most, least, most)
-    several = np.flatnonzero(~(is_least | (ids == most)).all(axis=0))
+    several = np.flatnonzero(~(is_least | is_most).all(axis=0))
     if len(several):
         votes = np.zeros((int(most.max()) + 1, len(several)))
         for label, weight in zip(ids[:, several], weights[:, several], strict=True):

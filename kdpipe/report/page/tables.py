@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def power_table(inputs: Inputs) -> Table:
     power = inputs.power
     if power.empty:
         return Table("", [], [])
-    units: dict[tuple[str, ...], str] = {}  # pictures have voxels where other images have mm
+    units: dict[Hashable, str] = {}  # pictures have voxels where other images have mm
     for table in (inputs.results, inputs.comparisons):
         if not table.empty:
             units |= table.set_index(_SCORED)["unit"].to_dict()

@@ -113,7 +113,10 @@ def inference(description: Description, package: str) -> dict[str, Any]:
             "map_location": "@device",
         },
         "initialize": ["$@checkpointloader(@evaluator)"],
-        "run": [part("check_scans", items="@datalist"), "$@evaluator.run()"],
+        "run": [
+            part("check_scans", items="@datalist", output_dir="@output_dir"),
+            "$@evaluator.run()",
+        ],
     }
 
 

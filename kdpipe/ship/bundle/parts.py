@@ -96,10 +96,21 @@ def datalist(dataset_dir: str, channels: Sequence[str]) -> list[dict[str, Any]]:
     return [{"image": [str(file) for file in scan.files], CASE: scan.name} for scan in scans]
 
 
-def check_scans(items: Sequence[Mapping[str, Any]]) -> None:
-    """Raise DataError if there is nothing to segment; MONAI would do nothing, without a word."""
+def check_scans(items: Sequence[Mapping[str, Any]], output_dir: str) -> None:
+    """Refuse what MONAI would do without a word: nothing at all, or to replace the scans.
+
+    Raises:
+        DataError: there is no scan, or one lies where the label maps are to be written.
+    """
     if not items:
         raise DataError("there is no scan: --dataset_dir is to name a folder with scans")
+    out = Path(output_dir).resolve()
+    for file in (Path(file) for item in items for file in ensure_tuple(item["image"])):
+        if out in (file.parent.resolve(), file.resolve().parent):
+            raise DataError(
+                f"{file} lies in --output_dir, where a label map of its name would replace it: "
+                "name another folder"
+            )
 
 
 class LoadImageScand(LoadImaged):

@@ -140,10 +140,16 @@ def _about(
 def _outcome(choice: Mapping[str, Any]) -> str:
     chosen = choice["chosen"]
     if chosen["method"] in UNDISTILLED:
-        return (
-            "**No distillation method was better on the validation cases: this is the undistilled "
-            "student**, trained on the labels alone."
-        )
+        distilled = [arm for arm in choice["arms"] if arm["method"] not in UNDISTILLED]
+        why = "No distillation method was better on the validation cases"
+        if not distilled:
+            why = "The study has no distillation method"
+        elif any(arm["excluded"] for arm in distilled):
+            why = (
+                "No distillation method was better on the validation cases, of those that could "
+                "be chosen (see the table of arms)"
+            )
+        return f"**{why}: this is the undistilled student**, trained on the labels alone."
     how = f"from the teacher {choice['teacher']['teacher']}" if choice["taught"] else "on its own"
     return f"Distilled {how} by the method {chosen['method']}."
 
@@ -183,17 +189,25 @@ def _scores(run: Mapping[str, Any], files: Files, choice: Mapping[str, Any]) -> 
     if undistilled := choice["undistilled"]:
         name = f"{undistilled['method']}, the undistilled student"
         others.append((name, rows_of(scores, undistilled, protocol)))
+    table = metric_table(rows, confidence)
     comparisons = pd.DataFrame()
     if files.comparisons is not None and files.comparisons.is_file():
         comparisons = read_table(files.comparisons)
     return {
         "protocol": run["protocol"],
         "confidence": f"{100 * confidence:g} %",
-        "scores": _shown(metric_table(rows, confidence)),
+        "headline": _headline(table),
+        "scores": _shown(table),
         "differences": _shown(difference_table(rows, others, confidence)),
         "verdicts": _shown(verdicts(comparisons, choice["chosen"], protocol)),
         "failures": _shown(failure_table(rows)),
     }
+
+
+def _headline(table: Table) -> str:
+    """The mean over structures by the first metric, of the table of scores."""
+    _, cases, _, _, score, *_ = table.rows[0]
+    return f"over {plural(int(cases), 'test case')}: {table.header[4]} {score}"
 
 
 def _files(

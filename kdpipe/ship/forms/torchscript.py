@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdpipe.checksums import check_archive
 from kdpipe.errors import DataError
 from kdpipe.infer.description import KEY, Description
 from kdpipe.infer.model import TrainedModel
@@ -47,6 +48,7 @@ def read(path: Path, device: torch.device) -> tuple[Network, Description]:
     """Return the network, run by torch, and its description; see `kdpipe.ship.forms`."""
     extra: dict[str, Any] = {KEY: ""}
     try:
+        check_archive(path)
         with path.open("rb") as stream:
             program = torch.jit.load(stream, map_location=device, _extra_files=extra)
     except (OSError, RuntimeError, ValueError) as error:

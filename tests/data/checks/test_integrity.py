@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,22 @@ def empty_file(case: Case) -> Path:
     return case.images[0]
 
 
+def voxels_without_a_size(case: Case) -> Path:
+    content = bytearray(gzip.decompress(case.images[0].read_bytes()))
+    struct.pack_into("<f", content, 84, 0)  # of the second axis
+    case.images[0].write_bytes(gzip.compress(bytes(content)))
+    return case.images[0]
+
+
+def voxels_of_no_finite_size(case: Case) -> Path:
+    image = nibabel.Nifti2Image(voxels(), np.diag([1.0, 1.5, 2.0, 1.0]))
+    nibabel.save(image, case.images[0])
+    content = bytearray(gzip.decompress(case.images[0].read_bytes()))
+    struct.pack_into("<d", content, 128, np.nan)  # of the third axis
+    case.images[0].write_bytes(gzip.compress(bytes(content)))
+    return case.images[0]
+
+
 def missing(case: Case) -> Path:
     case.label.unlink()
     return case.label
@@ -233,6 +250,8 @@ BAD: dict[Callable[[Case], Path], str] = {
     not_gzip: "damaged",
     not_nifti: "not readable",
     empty_file: "not readable",
+    voxels_without_a_size: "not readable .*1 x 0 x 2 mm",
+    voxels_of_no_finite_size: "not readable .*1 x 1.5 x nan mm",
     missing: "no such file",
 }
 

@@ -11,7 +11,7 @@ import torch
 from monai import transforms
 from torch.utils.data import DataLoader
 
-from kdpipe.data.crops import noise
+from kdpipe.data.crops import noise, warp
 from kdpipe.data.crops.noise import RandomNoise
 from kdpipe.data.crops.sampler import CropDataset, CropRecipe, StepSampler
 from kdpipe.data.crops.warp import RandomAffine
@@ -123,6 +123,7 @@ def test_one_pass_over_both_gives_monais_bits(
     shape: tuple[int, ...], jit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDPIPE_JIT", jit)
+    assert (warp.kernels() is not None) == (jit == "1"), "else one way is compared twice"
     dims, rng = len(shape) - 1, np.random.default_rng(0)
     settings: dict[str, Any] = {
         "prob": 0.8,
@@ -150,6 +151,7 @@ def test_noise_has_monais_bits(
     shape: tuple[int, ...], jit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KDPIPE_JIT", jit)
+    assert (noise.kernels() is not None) == (jit == "1"), "else one way is compared twice"
     ours, theirs = RandomNoise(0.8, 0.05), transforms.RandGaussianNoised(["image"], 0.8, std=0.05)
     for seed in range(12):
         values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
