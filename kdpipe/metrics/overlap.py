@@ -87,7 +87,7 @@ def joint_histogram(
     loops = kernels(jit)
     if largest < DIRECT_LABELS:
         counts = _pair_counts(reference, prediction, largest + 1, loops)
-        seen = counts.any(axis=0) | counts.any(axis=1)
+        seen: np.ndarray = counts.any(axis=0) | counts.any(axis=1)
         seen[0] = True
         labels = np.flatnonzero(seen)
         return JointHistogram(labels=labels, counts=counts[labels[:, None], labels])
