@@ -5,10 +5,8 @@ Compiled where numba can be imported and `KDPIPE_JIT` is not `0`; the labels are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -17,21 +15,19 @@ import numpy as np
 from kdpipe.data.geometry import Coordinates, labels_at, neighbours
 from kdpipe.data.targets import Targets
 from kdpipe.errors import DataError
+from kdpipe.jit import compiled
 
 Part = tuple[int, int]
 
 
 def kernels() -> ModuleType | None:
     """Return the compiled loops; None where numba is not there or switched off."""
-    return _kernels_if_any() if os.environ.get("KDPIPE_JIT") != "0" else None
+    return compiled(_loops)
 
 
-@lru_cache(maxsize=1)
-def _kernels_if_any() -> ModuleType | None:
-    try:
-        from kdpipe.data import relabel_jit  # heavy, and not everywhere
-    except ImportError:
-        return None
+def _loops() -> ModuleType:
+    from kdpipe.data import relabel_jit
+
     return relabel_jit
 
 

@@ -8,14 +8,13 @@ are searched together; each voxel belongs to at most one of them.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
 
+from kdpipe.jit import compiled
 from kdpipe.metrics.nearest import surface_to_surface
 from kdpipe.metrics.points import Points, three_axes
 
@@ -37,20 +36,14 @@ def kernels(jit: bool | None = None) -> ModuleType | None:
         ImportError: `jit` is True and numba cannot be imported.
     """
     if jit is None:
-        return _kernels_if_any() if os.environ.get("KDPIPE_JIT") != "0" else None
-    if not jit:
-        return None
-    from kdpipe.metrics import labelled_jit  # heavy, and not everywhere
+        return compiled(_loops)
+    return _loops() if jit else None
+
+
+def _loops() -> ModuleType:
+    from kdpipe.metrics import labelled_jit
 
     return labelled_jit
-
-
-@lru_cache(maxsize=1)
-def _kernels_if_any() -> ModuleType | None:
-    try:
-        return kernels(jit=True)
-    except ImportError:
-        return None
 
 
 def disjoint_groups(structures: Sequence[Ids]) -> list[list[Ids]]:

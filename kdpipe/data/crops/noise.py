@@ -7,14 +7,15 @@ library, fused instructions), it is MONAI's way.
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import RandGaussianNoised
+
+from kdpipe.jit import compiled
 
 _DRAWS = 1 << 15  # uniform draws at a time, even
 
@@ -30,8 +31,8 @@ class RandomNoise(RandGaussianNoised):
 
     def __call__(self, data: Any) -> Any:
         """Return the data with noise on the image, or as they are."""
-        compiled = kernels()
-        if compiled is None:
+        loop = kernels()
+        if loop is None:
             return super().__call__(data)
         self.randomize(None)
         if not self._do_transform:
@@ -40,29 +41,33 @@ class RandomNoise(RandGaussianNoised):
         noise.R.rand()  # MONAI asks twice whether to add noise; the second time it is certain
         sd = noise.R.uniform(0, noise.std)
         image = data["image"].contiguous()
-        return {**data, "image": torch.from_numpy(_noisy(compiled, image.numpy(), noise.R, sd))}
+        return {**data, "image": torch.from_numpy(_noisy(loop, image.numpy(), noise.R, sd))}
 
 
-def _noisy(compiled: ModuleType, image: np.ndarray, state: Any, sd: float) -> np.ndarray:
+def _noisy(loop: ModuleType, image: np.ndarray, state: Any, sd: float) -> np.ndarray:
     out, done = np.empty_like(image), 0
     while done < image.size:
         uniform = state.random_sample(_DRAWS)
-        done = compiled.add_normal(image.ravel(), uniform, sd, out.reshape(-1), done)
+        done = loop.add_normal(image.ravel(), uniform, sd, out.reshape(-1), done)
     return out
 
 
 def kernels() -> ModuleType | None:
     """Return the compiled loop; None where it is not to be used."""
-    return _kernels_if_equal() if os.environ.get("KDPIPE_JIT") != "0" else None
+    loop = compiled(_loop)
+    return loop if loop and _is_equal(loop) else None
 
 
-@lru_cache(maxsize=1)
-def _kernels_if_equal() -> ModuleType | None:
-    try:
-        from kdpipe.data.crops import noise_jit  # heavy, and not everywhere
-    except ImportError:
-        return None
+def _loop() -> ModuleType:
+    from kdpipe.data.crops import noise_jit
+
+    return noise_jit
+
+
+@cache
+def _is_equal(loop: ModuleType) -> bool:
+    """Whether this numpy draws as the loop does."""
     image = np.zeros(1 << 16, np.float32)
-    mine = _noisy(noise_jit, image, np.random.RandomState(0), 0.05)
+    mine = _noisy(loop, image, np.random.RandomState(0), 0.05)
     theirs = np.random.RandomState(0).normal(0, 0.05, image.size).astype(np.float32)
-    return noise_jit if np.array_equal(mine, theirs) else None
+    return np.array_equal(mine, theirs)

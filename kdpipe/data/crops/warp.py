@@ -7,7 +7,6 @@ a grid ready and to sample at it, is one compiled loop here, where numba can be 
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from monai.transforms import RandAffined
 from monai.transforms.utils import create_grid
+
+from kdpipe.jit import compiled
 
 
 class RandomAffine(RandAffined):
@@ -31,9 +32,9 @@ class RandomAffine(RandAffined):
 
     def __call__(self, data: Any, lazy: bool | None = None) -> Any:
         """Change both or none; other numbers of dimensions are left to MONAI."""
-        compiled = kernels()
+        loop = kernels()
         image, label = data["image"], data["label"]
-        if compiled is None or image.ndim != 4:
+        if loop is None or image.ndim != 4:
             return super().__call__(data, lazy)
         self.randomize(None)
         self.rand_affine.randomize()
@@ -42,7 +43,7 @@ class RandomAffine(RandAffined):
         size = image.shape[1:]
         grid = self.rand_affine.rand_affine_grid(size, grid=_identity(tuple(size)), lazy=False)
         warped = torch.empty_like(image), torch.empty_like(label)
-        compiled.sample(
+        loop.sample(
             image.numpy(), label[0].numpy(), grid.numpy(), warped[0].numpy(), warped[1][0].numpy()
         )
         return {**data, "image": warped[0], "label": warped[1]}
@@ -56,13 +57,10 @@ def _identity(size: tuple[int, ...]) -> torch.Tensor:
 
 def kernels() -> ModuleType | None:
     """Return the compiled loop; None where numba is not there or switched off."""
-    return _kernels_if_any() if os.environ.get("KDPIPE_JIT") != "0" else None
+    return compiled(_loops)
 
 
-@lru_cache(maxsize=1)
-def _kernels_if_any() -> ModuleType | None:
-    try:
-        from kdpipe.data.crops import warp_jit  # heavy, and not everywhere
-    except ImportError:
-        return None
+def _loops() -> ModuleType:
+    from kdpipe.data.crops import warp_jit
+
     return warp_jit

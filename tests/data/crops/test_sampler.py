@@ -162,7 +162,7 @@ def test_noise_has_monais_bits(
 
 
 def test_noise_of_other_bits_is_left_to_monai(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise._kernels_if_equal.cache_clear()
+    noise._is_equal.cache_clear()
     monkeypatch.setattr(noise, "_noisy", lambda kernel, image, state, sd: image + np.float32(sd))
-    assert noise._kernels_if_equal() is None
-    noise._kernels_if_equal.cache_clear()
+    assert noise.kernels() is None
+    noise._is_equal.cache_clear()
