@@ -23,8 +23,8 @@ from kdpipe.provenance import PACKAGE
 
 PARTS = "kdpipe.ship.bundle.parts"
 _IMPORT = re.compile(r"^(\s*(?:from|import) )kdpipe(?=[. ])", re.MULTILINE)
-_OPTIONAL = {"numba"}
-"""There is a path without it."""
+_OPTIONAL = {"numba", "llvmlite"}
+"""There is a path without them."""
 _RUNNERS = {"pytorch-ignite": "0.5.0", "fire": "0.7.0"}
 """What MONAI's command line needs, and the version that stands for one that is not installed."""
 _OWN_KEYS = {"torch", "monai", "numpy"}
