@@ -23,7 +23,8 @@ from metrics.oracles import (
     monai_scores,
 )
 
-from kdpipe import jit, metrics
+from kdpipe import metrics
+from kdpipe.jit import _imported
 from kdpipe.metrics import labelled
 from kdpipe.metrics.case import LabelPair, StructurePair
 from kdpipe.metrics.elements import (
@@ -235,11 +236,11 @@ def test_the_way_without_jit_is_taken_where_numba_is_missing_or_unwanted(monkeyp
     monkeypatch.setenv("KDPIPE_JIT", "0")
     assert labelled.kernels() is None
     monkeypatch.delenv("KDPIPE_JIT")
-    jit._imported.cache_clear()
+    _imported.cache_clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "kdpipe.metrics.labelled_jit")
     monkeypatch.delattr(metrics, "labelled_jit")
     assert labelled.kernels() is None
     with pytest.raises(ImportError):
         labelled.kernels(jit=True)
-    jit._imported.cache_clear()
+    _imported.cache_clear()
