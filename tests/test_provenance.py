@@ -29,7 +29,8 @@ def test_canonical_form_ignores_the_order_of_keys() -> None:
 
 def test_closure_of_a_method_holds_its_shared_terms_and_nothing_of_other_methods() -> None:
     closure = import_closure(["kdpipe.methods.cwd"])
-    terms = {f"kdpipe.terms.{name}" for name in ("divergences", "segmentation", "weights")}
+    shared = ("divergences", "pieces", "segmentation", "weights")
+    terms = {f"kdpipe.terms.{name}" for name in shared}
     assert closure == {"kdpipe.methods.cwd", "kdpipe.methods.base", *terms}
 
 
