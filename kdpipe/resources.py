@@ -1,6 +1,8 @@
-"""What the jobs of each stage ask a machine or a cluster for. Nothing here changes a result."""
+"""What jobs ask a machine or a cluster for, and what there is. Nothing here changes a result."""
 
 from __future__ import annotations
+
+import os
 
 from pydantic import Field
 
@@ -99,3 +101,8 @@ class Resources(Strict):
     predict: PredictResources = PredictResources()
     evaluate: EvaluateResources = EvaluateResources()
     export: ExportResources = ExportResources()
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of memory that this machine has in all."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -15,6 +15,7 @@ from kdpipe.cards import card_files, load_card
 from kdpipe.facts import method_facts, network_facts
 from kdpipe.protocols import get_protocol, protocol_names
 from kdpipe.provenance import environment
+from kdpipe.resources import memory_of_machine
 from kdpipe.yaml_files import load_yaml
 
 _STUDIES = Path(__file__).parents[2] / "workflow" / "studies"
@@ -73,11 +74,10 @@ def _first_sentence(file: Path) -> str:
 
 def diagnosis() -> dict[str, str]:
     """Return versions, processors, memory and GPUs, without importing torch."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         **environment(),
         "processors": str(len(os.sched_getaffinity(0))),
-        "memory": f"{pages / 2**30:.1f} GiB",
+        "memory": f"{memory_of_machine() / 2**30:.1f} GiB",
         "gpus": _gpus(),
     }
 

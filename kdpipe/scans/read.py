@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import SimpleITK as sitk
@@ -12,6 +11,7 @@ from kdpipe.data.checks.integrity import as_channels, check_images, read_images,
 from kdpipe.data.geometry import Grid
 from kdpipe.errors import DataError
 from kdpipe.presets import Preparation
+from kdpipe.resources import memory_of_machine
 from kdpipe.scans.dicom import read_series
 from kdpipe.scans.scan import Scan
 
@@ -59,7 +59,7 @@ def check_memory(scan: Scan, images: Sequence[sitk.Image], preset: Preparation) 
     grid = Grid.of(images[0])
     size = grid.size if preset.spacing is None else grid.respaced(preset.spacing).size
     needed = _PREPARED_BYTES * len(images) * math.prod(size)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_of_machine()
     if needed > there:
         raise DataError(
             f"{scan.place}: voxels of {_sides(grid.spacing)} mm; prepared it would be "

@@ -50,6 +50,13 @@ def check_equal(ours: Loss, theirs: Loss, logits: Tensor, within: float = 1e-6) 
     torch.testing.assert_close(slope, wanted, rtol=0.0, atol=within * wanted.abs().max().item())
 
 
+def watched(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[object, ...]]:
+    """Return the list that each call of a function of `features` puts what it is given in."""
+    function, calls = getattr(features, name), list[tuple[object, ...]]()
+    monkeypatch.setattr(features, name, lambda *given: calls.append(given) or function(*given))
+    return calls
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_exponential(kind: torch.dtype) -> None:
     logarithms = torch.cat([torch.linspace(-80.0, 5.0, 500), torch.tensor([-200.0, -1e30, 0.0])])
@@ -245,10 +252,7 @@ def test_resizing_by_axes(
     torch.manual_seed(0)
     feature = torch.randn(2, 3, *given, dtype=kind)
     feature = feature.contiguous(memory_format=torch.channels_last_3d)
-    by_axes, taken = features._resize_by_axes, []
-    monkeypatch.setattr(
-        features, "_resize_by_axes", lambda *given: taken.append(given) or by_axes(*given)
-    )
+    taken = watched(monkeypatch, "_resize_by_axes")
     check_equal(
         lambda x: features.resize(x, size),
         lambda x: F.interpolate(x, size=size, mode="trilinear", align_corners=False),
@@ -269,10 +273,7 @@ def test_pooling_by_axes_where_cells_are_even(
 ) -> None:
     torch.manual_seed(0)
     feature = torch.randn(2, 3, *given, dtype=kind)
-    by_axes, taken = features._pool_by_axes, []
-    monkeypatch.setattr(
-        features, "_pool_by_axes", lambda *given: taken.append(given) or by_axes(*given)
-    )
+    taken = watched(monkeypatch, "_pool_by_axes")
     pool = F.adaptive_avg_pool3d if len(size) == 3 else F.adaptive_avg_pool2d
     check_equal(lambda x: features.pool_to(x, size), lambda x: pool(x, list(size)), feature)
     assert bool(taken) == (5 not in given or 5 in size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from kdpipe.presets import Preparation
+from kdpipe.resources import memory_of_machine
 
 if TYPE_CHECKING:
     from kdpipe.data.manifest import Case
@@ -27,7 +27,7 @@ def affordable_workers(
     """Return how many workers fit into the memory if each holds the largest case; at least 1."""
     workers = max(1, min(workers, len(cases)))
     if memory_mb is None:
-        memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+        memory_mb = memory_of_machine() >> 20
     largest = max((estimated_mb(case, preset) for case in cases), default=0)
     fitting = max(1, min(workers, int(memory_mb // (WORKER_MB + largest))))
     if fitting < workers:
